@@ -1,0 +1,1 @@
+"""Training monitoring and weight-drift dashboard for PyTorch."""

@@ -1,0 +1,38 @@
+"""What every test gets: one thread, a working directory of its own, repeatable property tests."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+# Before numpy and torch are imported: two threads on a loaded two-core machine are slower than one,
+# and sums that are split differently differ in their last bit.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+settings.register_profile("layerwatch", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("layerwatch")
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths (`./runs`) land in the test's own folder, never in the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the repository."""
+    return Path(__file__).resolve().parent.parent
