@@ -8,8 +8,9 @@ from pathlib import Path
 
 # Before numpy and torch are imported: two threads on a loaded two-core machine are slower than one,
 # and sums that are split differently differ in their last bit.
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_name] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
 
 import numpy as np
