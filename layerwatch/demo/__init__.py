@@ -1,0 +1,1 @@
+"""Five small real trainings to look at."""
