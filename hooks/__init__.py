@@ -1,1 +1,5 @@
-"""The training side: what attaches to PyTorch and fills the log. Imports monitor, never dashboard."""
+"""The training side: torch tensors become summaries in the log."""
+
+from .watch import Watcher, watch
+
+__all__ = ["Watcher", "watch"]

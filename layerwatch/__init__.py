@@ -1,1 +1,45 @@
-"""Training monitoring and weight-drift dashboard for PyTorch."""
+"""Training monitoring and weight-drift dashboard for PyTorch.
+
+    from layerwatch import watch                    # in the training program
+    watcher = watch(model, optimizer, run="runs/exp1")
+
+    from layerwatch import Run                      # wherever the log is read
+    Run("runs/exp1").findings()
+
+Importing this package loads nothing heavy: torch, pandas and dash come with what is used of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .hooks import Watcher, watch
+    from .monitor import Finding, Run, RunError, export, open_runs
+
+_OWNERS = {
+    "Finding": "monitor",
+    "Run": "monitor",
+    "RunError": "monitor",
+    "Watcher": "hooks",
+    "export": "monitor",
+    "open_runs": "monitor",
+    "watch": "hooks",
+}
+
+__version__ = "0.1.0"
+__all__ = ["Finding", "Run", "RunError", "Watcher", "export", "open_runs", "watch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OWNERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = importlib.import_module(f".{_OWNERS[name]}", __name__)
+    value = getattr(room, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

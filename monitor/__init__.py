@@ -1,1 +1,28 @@
-"""The log and what it means: summaries, runs, detectors. Imports neither torch nor dash."""
+"""The log and what it means: numpy, pandas and pyarrow only. Imports neither torch nor dash."""
+
+from .errors import RunError, RunExistsError
+from .export import export, tidy
+from .log import LogWriter, compact
+from .run import Run
+from .runs import open_runs, scan_runs
+from .schema import KINDS, SCHEMA_VERSION
+from .summary import Summary, bucket_edges, merge, quantiles, summarise
+
+__all__ = [
+    "KINDS",
+    "SCHEMA_VERSION",
+    "LogWriter",
+    "Run",
+    "RunError",
+    "RunExistsError",
+    "Summary",
+    "bucket_edges",
+    "compact",
+    "export",
+    "merge",
+    "open_runs",
+    "quantiles",
+    "scan_runs",
+    "summarise",
+    "tidy",
+]

@@ -1,0 +1,214 @@
+"""One captured step: gradients, weights, updates, drift and activations become rows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.optim import Optimizer
+
+from ..monitor import LogWriter, Summary
+from .activations import ActivationTap
+from .reference import Reference, match
+from .rows import Rows
+from .statistics import Array, array_of, summarise_gradient, summarise_tensor, summarise_update
+from .tensors import WatchedTensor, learning_rates, state_of
+from .values import Values
+
+#: Matrices whose rows are output units: which of them receive gradient tells dead units without activations.
+_ROW_ROLES = {"matrix", "conv", "output"}
+
+Guard = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class Capture:
+    """Collects the rows of a step from the optimizers' hooks and writes them."""
+
+    def __init__(
+        self, log: LogWriter, tensors: list[WatchedTensor], modules: list[tuple[str, nn.Module]],
+        state: Mapping[str, Tensor] | None, from_start: bool, updates: bool, guard: Guard,
+    ):  # fmt: skip
+        self._log, self._tensors, self._updates = log, tensors, updates
+        self._state, self._from_start = state, from_start
+        self.tap = ActivationTap(modules, guard)
+        self._values = Values(log, tensors)
+        self._reference = Reference()
+        self._rows = Rows()
+        self._before: dict[str, Array] = {}
+        self._unclipped: dict[str, Summary] = {}
+        self._done: set[str] = set()  # tensors whose rows of this step are collected
+        self._rates: list[float] = []
+        self._gradient_sq = self._clipped_sq = self._spent = 0.0
+        self._last_captured: int | None = None
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The table of tensors for run.json."""
+        return [t.entry() for t in self._tensors]
+
+    def begin(self, step: int, *, initial: bool) -> None:
+        """Right before the first optimizer step: the weights that training starts from."""
+        now = time.time()
+        ready = self._ready()
+        if self._from_start:
+            for tensor in ready:
+                self._reference.put(tensor.name, tensor.parameter)
+        elif self._state is not None:
+            self._take_reference(step, ready)
+        if initial:
+            for tensor in ready:
+                self._rows.add(step, now, tensor.name, "initial_weight", summarise_tensor(tensor.parameter))
+            self._write()
+            self._values.store(step, now, "initial_weight", always=True)
+
+    def _take_reference(self, step: int, ready: list[WatchedTensor]) -> None:
+        matched, missing = match(ready, self._state or {})
+        self._state = None
+        for name, tensor in matched.items():
+            self._reference.put(name, tensor)
+        if missing:
+            some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+            text = f"{len(missing)} of {len(ready)} tensors have no counterpart of their shape in the reference: {some}"
+            self._log.event(step, "note", text)
+            self._log.update_info(notes=[*self._log.info["notes"], text])
+
+    def _ready(self) -> list[WatchedTensor]:
+        """Tensors that have values on this process."""
+        return [
+            t for t in self._tensors
+            if not isinstance(t.parameter, UninitializedParameter) and t.parameter.device.type != "meta"
+        ]  # fmt: skip
+
+    def _of(self, optimizer: Optimizer) -> list[WatchedTensor]:
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return [t for t in self._ready() if id(t.parameter) in owned and t.name not in self._done]
+
+    def before_clip(self, gradients: Sequence[Tensor]) -> None:
+        """A clipping function is about to change these gradients: summarise those of ours as they are."""
+        start = time.perf_counter()
+        wanted = {id(g) for g in gradients}
+        for tensor in self._ready():
+            gradient = tensor.parameter.grad
+            if gradient is not None and id(gradient) in wanted and tensor.name not in self._unclipped:
+                self._unclipped[tensor.name] = summarise_gradient(gradient, rows=tensor.role in _ROW_ROLES)
+        self._spent += time.perf_counter() - start
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Copy the weights that this optimizer is about to change."""
+        if not self._updates:
+            return
+        start = time.perf_counter()
+        for tensor in self._of(optimizer):
+            if tensor.parameter.requires_grad:
+                values = array_of(tensor.parameter)
+                shared = tensor.parameter.dtype == torch.float32 or tensor.parameter.dtype == torch.float64
+                self._before[tensor.name] = values.copy() if shared else values
+        self._spent += time.perf_counter() - start
+
+    def after_step(self, step: int, optimizer: Optimizer, rates: dict[int, float]) -> None:
+        """Collect the rows of the tensors that this optimizer owns."""
+        start = time.perf_counter()
+        with torch.no_grad():
+            self._collect(step, self._of(optimizer), rates)
+        self._spent += time.perf_counter() - start
+
+    def _collect(self, step: int, tensors: list[WatchedTensor], rates: dict[int, float]) -> None:
+        now = time.time()
+        for tensor in tensors:
+            name, parameter = tensor.name, tensor.parameter
+            gradient = parameter.grad
+            found = self._gradient(tensor)
+            zero = found is not None and found.zeros == found.count
+            state = state_of(parameter, rates.get(id(parameter)), zero)
+            if found is not None:
+                stage = "before_clip" if name in self._unclipped else "at_step"
+                self._rows.add(step, now, name, "gradient", found, stage=stage, state=state)
+                self._add_to_norms(found, gradient if name in self._unclipped else None)
+            self._rows.add(step, now, name, "weight", summarise_tensor(parameter), state=state)
+            if name in self._before:
+                update = summarise_update(self._before.pop(name), parameter, gradient)
+                self._rows.add(step, now, name, "update", update, state=state)
+            if name in self._reference and (drift := self._reference.measure(name, parameter)) is not None:
+                self._rows.add(step, now, name, "drift", drift, state=state)
+            self._done.add(name)
+
+    def _gradient(self, tensor: WatchedTensor) -> Summary | None:
+        gradient = tensor.parameter.grad
+        if gradient is None:
+            return None
+        if tensor.name in self._unclipped:
+            return self._unclipped[tensor.name]
+        return summarise_gradient(gradient, rows=tensor.role in _ROW_ROLES)
+
+    def _add_to_norms(self, found: Summary, clipped: Tensor | None) -> None:
+        broken = math.nan if found.nans else math.inf if found.pos_infs + found.neg_infs else 0.0
+        self._gradient_sq += found.sum_sq + broken
+        own = found.sum_sq + broken
+        if clipped is not None:
+            values = array_of(clipped)
+            own = float(values.dot(values))
+        self._clipped_sq += own
+
+    def learning_rates(self, step: int, optimizers: Sequence[Optimizer]) -> dict[int, float]:
+        """Log the groups' learning rates when one has changed; returns those of the parameters."""
+        now = [float(g.get("lr", math.nan)) for o in optimizers for g in o.param_groups]
+        if now != self._rates:
+            self._rates = now
+            names = ["lr", *(f"lr/{i}" for i in range(1, len(now)))]
+            self._log.scalars(step, time.time(), dict(zip(names, now, strict=True)))
+        return learning_rates(optimizers)
+
+    def complete(self, step: int, optimizers: Sequence[Optimizer], overhead: float) -> float:
+        """The step's last optimizer has stepped: add what no optimizer owns and the activations; write everything.
+
+        Returns the seconds that this capture took.
+        """
+        start = time.perf_counter()
+        with torch.no_grad():
+            self._collect(step, [t for t in self._ready() if t.name not in self._done], learning_rates(optimizers))
+        now = time.time()
+        for name, summary in self.tap.take().items():
+            self._rows.add(step, now, name, "activation", summary)
+        scalars = {"grad_norm": math.sqrt(self._gradient_sq), "overhead": overhead}
+        if self._unclipped:
+            scalars["clip_ratio"] = math.sqrt(self._clipped_sq / self._gradient_sq) if self._gradient_sq else 1.0
+        self._log.scalars(step, now, scalars)
+        first = self._last_captured is None
+        self._values.captured(len(self._rows))
+        self._write()
+        self._values.store(step, now, always=first)
+        cost = self._spent + self.tap.seconds + time.perf_counter() - start
+        self._reset(step)
+        return cost
+
+    def _reset(self, step: int) -> None:
+        self._last_captured = step
+        self._done.clear()
+        self._unclipped.clear()
+        self._before.clear()
+        self._gradient_sq = self._clipped_sq = self._spent = self.tap.seconds = 0.0
+
+    def final(self, step: int, optimizers: Sequence[Optimizer]) -> None:
+        """At the end: the last weights and their values, if they are not captured yet."""
+        now = time.time()
+        if self._last_captured != step:
+            rates = learning_rates(optimizers)
+            with torch.no_grad():
+                for tensor in self._ready():
+                    state = state_of(tensor.parameter, rates.get(id(tensor.parameter)), False)
+                    state = "trainable" if state == "unused" else state  # gradients may be cleared by now
+                    self._rows.add(step, now, tensor.name, "weight", summarise_tensor(tensor.parameter), state=state)
+                    drift = self._reference.measure(tensor.name, tensor.parameter)
+                    if drift is not None:
+                        self._rows.add(step, now, tensor.name, "drift", drift, state=state)
+            self._write()
+            self._last_captured = step
+        self._values.store(step, now, always=True)
+
+    def _write(self) -> None:
+        if len(self._rows):
+            self._log.stats(self._rows.batch())

@@ -1,0 +1,5 @@
+"""`python -m layerwatch`."""
+
+from .cli import main
+
+raise SystemExit(main())

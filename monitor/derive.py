@@ -1,0 +1,179 @@
+"""From rows of sufficient statistics to the columns that people read: means, norms, quantiles, ratios."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .summary import bucket_edges, quantiles
+
+#: Columns of `Run.stats` and the share of each quantile.
+QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.50, "p75": 0.75, "p95": 0.95, "p99": 0.99}
+COMMON = [
+    "step", "time", "tensor", "count", "mean", "std", "norm", "rms", "min", "max", *QUANTILES,
+    "zeros", "subnormals", "nans", "infs", "skipped", "state",
+]  # fmt: skip
+#: Extra columns by kind.
+EXTRA = {
+    "gradient": ["stage", "units", "active_units"],
+    "update": ["lost", "ratio", "along"],
+    "activation": ["samples", "units", "active_units"],
+}
+#: The columns of the `stats` table that `stats_frame` needs.
+NEEDED = [
+    "step", "time", "tensor", "captures", "count", "sum", "sum_sq", "min", "max", "zeros", "subnormals", "nans",
+    "pos_infs", "neg_infs", "buckets", "counts", "ref_sum_sq", "dot", "lost", "samples", "units", "active", "stage",
+    "state", "skipped",
+]  # fmt: skip
+
+
+def columns_of(kind: str) -> list[str]:
+    """The columns of `Run.stats(kind)`."""
+    return COMMON + EXTRA.get(kind, [])
+
+
+def stats_frame(table: pa.Table, kind: str) -> pd.DataFrame:
+    """Derived statistics, one row per row of `table` (columns `NEEDED`), in the same order.
+
+    mean, std, norm, rms and the quantiles cover the finite elements and are NaN when there is none. std divides by n.
+    norm is the L2 norm, rms is norm / sqrt(finite elements). ratio is |update| / |weight before the step|, along the
+    cosine between the two.
+    """
+    raw = {name: _numbers(table, name) for name in NEEDED if _is_number(table, name)}
+    finite = raw["count"] - raw["nans"] - raw["pos_infs"] - raw["neg_infs"]
+    some = finite > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(some, raw["sum"] / finite, np.nan)
+        variance = np.where(some, raw["sum_sq"] / finite - mean**2, np.nan)
+        norm = np.where(some, np.sqrt(raw["sum_sq"] / np.maximum(raw["captures"], 1)), np.nan)
+        frame = pd.DataFrame(
+            {
+                "step": raw["step"],
+                "time": raw["time"],
+                "tensor": table["tensor"].to_pandas(),
+                "count": raw["count"],
+                "mean": mean,
+                "std": np.sqrt(np.maximum(variance, 0.0)),
+                "norm": norm,
+                "rms": np.where(some, np.sqrt(raw["sum_sq"] / finite), np.nan),
+                "min": raw["min"],
+                "max": raw["max"],
+                **dict(zip(QUANTILES, _quantiles(table, raw).T, strict=True)),
+                "zeros": raw["zeros"],
+                "subnormals": raw["subnormals"],
+                "nans": raw["nans"],
+                "infs": raw["pos_infs"] + raw["neg_infs"],
+                "skipped": raw["skipped"].astype(bool),
+                "state": table["state"].to_pandas(),
+            }
+        )
+        if kind == "update":
+            before = np.sqrt(raw["ref_sum_sq"])
+            frame["lost"] = raw["lost"]
+            frame["ratio"] = norm / before
+            frame["along"] = raw["dot"] / (norm * before)
+        if kind in ("gradient", "activation"):
+            frame["units"] = raw["units"]
+            frame["active_units"] = _active_units(table)
+        if kind == "gradient":
+            frame["stage"] = table["stage"].to_pandas()
+        if kind == "activation":
+            frame["samples"] = raw["samples"]
+    return frame[columns_of(kind)]
+
+
+def drift_frame(table: pa.Table) -> pd.DataFrame:
+    """Distance of each tensor from the reference; see `Run.drift` for the columns."""
+    raw = {name: _numbers(table, name) for name in ("step", "time", "count", "sum_sq", "ref_sum_sq", "dot")}
+    residual, flips = _numbers(table, "residual_sq"), _numbers(table, "sign_flips")
+    distance = np.sqrt(np.maximum(raw["sum_sq"] - np.nan_to_num(residual), 0.0))
+    reference = np.sqrt(raw["ref_sum_sq"])
+    # |w|^2 = |w - r|^2 - |r|^2 + 2 <w, r>
+    now = np.sqrt(np.maximum(raw["sum_sq"] - raw["ref_sum_sq"] + 2 * raw["dot"], 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return pd.DataFrame(
+            {
+                "step": raw["step"],
+                "time": raw["time"],
+                "tensor": table["tensor"].to_pandas(),
+                "relative_l2": distance / reference,
+                "cosine": np.clip(raw["dot"] / (now * reference), -1.0, 1.0),
+                "sign_flips": flips,
+                "count": raw["count"],
+                "distance": distance,
+                "reference_norm": reference,
+            }
+        )
+
+
+def histogram_rows(table: pa.Table) -> tuple[NDArray, NDArray, NDArray]:
+    """All histograms of `table` flattened: row index, bucket number, count; zeros and subnormals are in bucket 0.
+
+    Sorted by row, then bucket.
+    """
+    rows = table.num_rows
+    lists = table["buckets"].combine_chunks()
+    lengths = np.diff(lists.offsets.to_numpy()) if rows else np.empty(0, np.int64)
+    row = np.repeat(np.arange(rows), lengths)
+    bucket = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    count = table["counts"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    small = (_numbers(table, "zeros") + _numbers(table, "subnormals")).astype(np.int64)
+    where = np.flatnonzero(small)
+    row = np.concatenate([row, where])
+    bucket = np.concatenate([bucket, np.zeros(where.size, np.int64)])
+    count = np.concatenate([count, small[where]])
+    order = np.lexsort((bucket, row))
+    return row[order], bucket[order], count[order]
+
+
+def histogram_frame(table: pa.Table) -> pd.DataFrame:
+    """step, low, high, count of every non-empty bucket; zeros as (0, 0) and subnormals as (-2^-126, 2^-126)."""
+    step = _numbers(table, "step").astype(np.int64)
+    zeros, subnormals = _numbers(table, "zeros").astype(np.int64), _numbers(table, "subnormals").astype(np.int64)
+    row, bucket, count = histogram_rows(table)
+    low, high = bucket_edges(bucket)
+    count = np.where(bucket == 0, zeros[row], count)
+    tiny = np.flatnonzero(subnormals)
+    edge = np.full(tiny.size, 2.0**-126)
+    frame = pd.DataFrame(
+        {
+            "row": np.concatenate([row, tiny]),
+            "step": np.concatenate([step[row], step[tiny]]),
+            "low": np.concatenate([low, -edge]),
+            "high": np.concatenate([high, edge]),
+            "count": np.concatenate([count, subnormals[tiny]]),
+        }
+    )
+    frame = frame[frame["count"] > 0].sort_values(["row", "low", "high"], kind="stable", ignore_index=True)
+    return frame[["step", "low", "high", "count"]]
+
+
+def unpack_active(packed: bytes, units: int) -> NDArray[np.bool_]:
+    """The bit set of a row as bool (units,)."""
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=units).astype(bool)
+
+
+def _active_units(table: pa.Table) -> NDArray:
+    bits = table["active"].to_pylist()
+    return np.array([np.nan if b is None else int.from_bytes(b, "big").bit_count() for b in bits], np.float64)
+
+
+def _quantiles(table: pa.Table, raw: dict[str, NDArray]) -> NDArray:
+    row, bucket, count = histogram_rows(table)
+    found = quantiles(row, bucket, count, table.num_rows, QUANTILES.values())
+    return np.clip(found, raw["min"][:, None], raw["max"][:, None])
+
+
+def _is_number(table: pa.Table, name: str) -> bool:
+    kind = table.schema.field(name).type
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _numbers(table: pa.Table, name: str) -> NDArray:
+    """A column as float64, or int64 when it cannot be null (and is whole); null becomes NaN."""
+    column = table[name]
+    if table.schema.field(name).nullable or pa.types.is_floating(column.type):
+        return column.cast(pa.float64()).to_numpy()
+    return column.cast(pa.int64()).to_numpy()

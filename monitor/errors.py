@@ -1,0 +1,11 @@
+"""The errors that a reader of runs can meet. Each message says what was expected, what came, what to do next."""
+
+from __future__ import annotations
+
+
+class RunError(ValueError):
+    """A path is no run, or a run cannot be read or written as asked."""
+
+
+class RunExistsError(RunError):
+    """The run folder already holds a log: resume it or choose another name."""

@@ -1,0 +1,101 @@
+"""Reading a run's tables from Parquet parts and write-ahead files, while it may still be written."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .errors import RunError
+from .log import Span, spans
+from .schema import TABLES
+from .wal import WalReader
+
+
+class LogReader:
+    """The tables of one run folder. `refresh` looks at the disk; `table` answers from what it saw. Thread-safe."""
+
+    def __init__(self, run: Path):
+        self.run = run
+        self._lock = threading.Lock()
+        self._wals: dict[Span, WalReader] = {}
+        self._parts: dict[str, dict[Span, Path]] = {table: {} for table in TABLES}
+        self.problems: dict[str, str] = {}  # file name -> what is wrong with it
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """True when something new is on disk."""
+        with self._lock:
+            # Write-ahead files first: one that is compacted meanwhile is then covered by a part, never lost between.
+            news = self._follow()
+            parts = {table: spans(self.run / table, ".parquet") for table in TABLES}
+            if parts != self._parts:
+                self._parts, news = parts, True
+            covered = [s for s in self._wals if all(any(p.covers(s) for p in parts[t]) for t in TABLES)]
+            for span in covered:
+                del self._wals[span]
+        return news
+
+    def _follow(self) -> bool:
+        news = False
+        for span, path in spans(self.run / "wal", ".wal").items():
+            if span not in self._wals:
+                self._wals[span] = WalReader(path)
+            reader = self._wals[span]
+            news |= reader.read()
+            if reader.damaged:
+                self.problems[path.name] = f"{reader.damaged} damaged bytes were skipped"
+        return news
+
+    def fingerprint(self) -> str:
+        """Changes whenever the log has grown."""
+        with self._lock:
+            wals = [f"{s.stem}:{r.offset}" for s, r in sorted(self._wals.items())]
+            parts = [f"{s.stem}" for table in TABLES for s in self._parts[table]]
+        return "|".join(wals + parts)
+
+    def table(
+        self, name: str, columns: Sequence[str] | None = None, where: dict[str, Sequence[str]] | None = None
+    ) -> pa.Table:
+        """Rows of one table.
+
+        Args:
+            name: stats, values, scalars or events. columns: all when None.
+            where: column -> allowed values; Parquet row groups without any of them are not read.
+        """
+        for _ in range(3):
+            try:
+                return self._read(name, list(columns or TABLES[name].names), where or {})
+            except FileNotFoundError:  # parts were merged meanwhile: look again
+                self.refresh()
+        raise RunError(f"the files of {self.run} keep changing: is something deleting them?")
+
+    def _read(self, name: str, columns: list[str], where: dict[str, Sequence[str]]) -> pa.Table:
+        schema = TABLES[name]
+        clauses = [(column, "in", list(allowed)) for column, allowed in where.items()]
+        with self._lock:
+            parts = dict(self._parts[name])
+            batches = [
+                b for s, r in sorted(self._wals.items()) if not any(p.covers(s) for p in parts) for b in r.tables[name]
+            ]
+        pieces = [t for path in parts.values() if (t := self._read_part(path, schema, columns, clauses)) is not None]
+        live = pa.Table.from_batches(batches, schema)
+        for column, allowed in where.items():
+            live = live.filter(pc.is_in(live[column], value_set=pa.array(list(allowed), schema.field(column).type)))
+        target = pa.schema([schema.field(c) for c in columns])
+        return pa.concat_tables([t.select(columns).cast(target) for t in [*pieces, live]])
+
+    def _read_part(self, path: Path, schema: pa.Schema, columns: list[str], clauses: list) -> pa.Table | None:
+        try:
+            return pq.read_table(
+                path, schema=schema, columns=columns, filters=clauses or None, page_checksum_verification=True
+            )
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            self.problems[path.name] = f"unreadable and skipped: {error}".splitlines()[0]
+            return None

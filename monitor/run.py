@@ -1,0 +1,289 @@
+"""`Run`: one training, read from its folder, while it runs or after."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .derive import NEEDED, columns_of, drift_frame, histogram_frame, stats_frame, unpack_active
+from .errors import RunError
+from .reader import LogReader
+from .schema import KINDS, SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from .findings import Finding
+
+#: A run whose writer cannot be asked counts as live for so long after its last row (seconds).
+LIVE_SECONDS = 60.0
+
+Result = TypeVar("Result")
+Names = str | Sequence[str] | None
+
+
+def _cached(method: Callable[..., Result]) -> Callable[..., Result]:
+    """Keep a method's answer until `refresh` finds something new. Answers are shared: callers copy before they change."""
+
+    @functools.wraps(method)
+    def answer(self: Run, *args: Any) -> Result:
+        key = (method.__name__, *(tuple(a) if isinstance(a, list) else a for a in args))
+        with self._lock:
+            if key not in self._answers:
+                self._answers[key] = method(self, *args)
+            return self._answers[key]
+
+    return answer
+
+
+class Run:
+    """One training's log.
+
+    Args:
+        path: the run folder, as given to `watch(run=...)`.
+
+    Raises:
+        RunError: the path is no run, the run holds nothing yet, or a newer layerwatch wrote it.
+
+    Every table is read when asked for and kept until `refresh`, which picks up what a running training has added.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.name = self.path.resolve().name
+        self._lock = threading.RLock()
+        self._answers: dict[tuple, Any] = {}
+        self.info: dict[str, Any] = _read_info(self.path)
+        self._log = LogReader(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, last_step={self.last_step}, live={self.live})"
+
+    @property
+    def live(self) -> bool:
+        """A process is still writing."""
+        if self.info.get("closed"):
+            return False
+        if self.info.get("host") == socket.gethostname():
+            return _alive(self.info.get("pid"))
+        newest = max((p.stat().st_mtime for p in (self.path / "wal").glob("*.wal")), default=0.0)
+        return time.time() - newest < LIVE_SECONDS
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Damaged files of this run that were skipped, by name."""
+        return dict(self._log.problems)
+
+    def refresh(self) -> bool:
+        """Look at the disk again; True when something new arrived."""
+        info = _read_info(self.path)
+        with self._lock:
+            news = self._log.refresh() or info != self.info
+            if news:
+                self.info = info
+                self._answers.clear()
+        return news
+
+    def fingerprint(self) -> str:
+        """Changes when the log has grown: a key for caches."""
+        return f"{self.info.get('created')}:{self.info.get('closed')}:{self._log.fingerprint()}"
+
+    @property
+    def last_step(self) -> int:
+        """The last step with a row, -1 when there is none."""
+        return self._last_step()
+
+    @_cached
+    def _last_step(self) -> int:
+        steps = [self._log.table(name, ["step"])["step"] for name in ("stats", "scalars")]
+        return max((int(np.max(s.to_numpy())) for s in steps if len(s)), default=-1)
+
+    @_cached
+    def kinds(self) -> list[str]:
+        """The kinds of rows this run holds."""
+        present = set(self._log.table("stats", ["kind"])["kind"].unique().to_pylist())
+        return [kind for kind in KINDS if kind in present]
+
+    @_cached
+    def _scalars(self) -> pd.DataFrame:
+        frame = self._log.table("scalars").to_pandas()
+        return frame.sort_values(["step", "time"], kind="stable", ignore_index=True)
+
+    @_cached
+    def scalar_names(self) -> list[str]:
+        """Names of the logged scalars, sorted."""
+        return sorted(self._scalars()["name"].unique())
+
+    @_cached
+    def scalars(self, name: str) -> pd.DataFrame:
+        """One scalar: step, time (unix seconds), value; by step. Empty when it was never logged."""
+        frame = self._scalars()
+        return frame.loc[frame["name"] == name, ["step", "time", "value"]].reset_index(drop=True)
+
+    @_cached
+    def tensors(self) -> pd.DataFrame:
+        """The parameters in order of definition: tensor, names (aliases), role, shape, elements, dtype, module, depth,
+        trainable, state (the latest recorded)."""
+        columns = ["tensor", "names", "role", "shape", "elements", "dtype", "module", "depth", "trainable", "state"]
+        rows = [{**entry, "depth": depth} for depth, entry in enumerate(self.info.get("tensors", []))]
+        frame = pd.DataFrame(rows, columns=columns)
+        latest = self._log.table("stats", ["tensor", "step", "state"], {"kind": ["weight"]}).to_pandas()
+        states = latest.sort_values("step").dropna(subset=["state"]).groupby("tensor")["state"].last()
+        frame["state"] = frame["tensor"].map(states).fillna(frame["state"])
+        return frame
+
+    @_cached
+    def modules(self) -> pd.DataFrame:
+        """The leaf modules in order of definition: module, type, depth. Their names are the tensors of activation rows."""
+        rows = [{**entry, "depth": depth} for depth, entry in enumerate(self.info.get("modules", []))]
+        return pd.DataFrame(rows, columns=["module", "type", "depth"])
+
+    @_cached
+    def stats(self, kind: str, tensor: Names = None) -> pd.DataFrame:
+        """Statistics by tensor (in order of definition), then step.
+
+        Args:
+            kind: weight, initial_weight, gradient, update or activation; an unknown kind gives an empty frame.
+            tensor: one name, several, or None for all.
+
+        Returns:
+            step, time, tensor, count, mean, std, norm, rms, min, max, p01 .. p99, zeros, subnormals, nans, infs,
+            skipped, state; gradient: stage, units, active_units; update: lost, ratio, along; activation: samples,
+            units, active_units. Quantiles come from the histogram: exact to its bucket, a factor of at most 1.25.
+        """
+        return self._ordered(stats_frame(self._rows(kind, tensor, NEEDED), kind))[columns_of(kind)]
+
+    @_cached
+    def drift(self, tensor: Names = None) -> pd.DataFrame:
+        """Distance from the reference (`info["reference"]`), by tensor, then step.
+
+        Returns:
+            step, time, tensor, relative_l2 = |w - r| / |r|, cosine, sign_flips, count, distance = |w - r|,
+            reference_norm = |r|.
+        """
+        columns = ["step", "time", "tensor", "count", "sum_sq", "ref_sum_sq", "dot", "residual_sq", "sign_flips"]
+        return self._ordered(drift_frame(self._rows("drift", tensor, columns)))
+
+    def histogram(self, kind: str, tensor: str, step: int | None = None) -> pd.DataFrame:
+        """One histogram: low, high, count per non-empty bucket, ascending; zeros are (0, 0), subnormals one row too.
+
+        Args:
+            step: the last captured step at or before it is taken; None means the latest.
+        """
+        frame = self._histograms(kind, tensor)
+        steps = frame["step"].unique()
+        if step is not None:
+            steps = steps[steps <= step]
+        if len(steps) == 0:
+            return frame.iloc[:0][["low", "high", "count"]]
+        return frame.loc[frame["step"] == steps.max(), ["low", "high", "count"]].reset_index(drop=True)
+
+    def histograms(self, kind: str, tensor: str, max_steps: int | None = None) -> pd.DataFrame:
+        """All histograms of a tensor, long form: step, low, high, count.
+
+        Args:
+            max_steps: thin evenly to so many steps; the first and the last are kept.
+        """
+        frame = self._histograms(kind, tensor)
+        steps = np.sort(frame["step"].unique())
+        if max_steps is not None and len(steps) > max_steps:
+            kept = steps[np.unique(np.linspace(0, len(steps) - 1, max_steps).round().astype(int))]
+            frame = frame[frame["step"].isin(kept)].reset_index(drop=True)
+        return frame
+
+    @_cached
+    def _histograms(self, kind: str, tensor: str) -> pd.DataFrame:
+        rows = self._rows(kind, tensor, ["step", "zeros", "subnormals", "buckets", "counts"])
+        return histogram_frame(rows.sort_by("step"))
+
+    @_cached
+    def values(self, tensor: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Stored values of a small tensor: steps (n,), values (n, elements). May be thinner than `stats`."""
+        where = {"tensor": [tensor], "kind": ["weight", "initial_weight"]}
+        table = self._log.table("values", ["step", "kind", "values"], where)
+        # The initial weights come before the weights after step 0.
+        table = table.sort_by([("step", "ascending"), ("kind", "ascending")])
+        frame = table.to_pandas().drop_duplicates("step", keep="last")
+        matrix = np.array(frame["values"].tolist(), np.float64).reshape(len(frame), -1)
+        return frame["step"].to_numpy(np.int64), matrix
+
+    @_cached
+    def activity(self, kind: str, tensor: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Which units were active: steps (n,), bool (n, units).
+
+        A unit of an activation is active when its output was not zero for some sample; a unit of a gradient when some
+        element of its row of the weight received a nonzero gradient.
+        """
+        rows = self._rows(kind, tensor, ["step", "units", "active"]).sort_by("step").to_pandas().dropna()
+        if rows.empty:
+            return np.empty(0, np.int64), np.empty((0, 0), bool)
+        units = int(rows["units"].iloc[-1])
+        rows = rows[rows["units"] == units]
+        return rows["step"].to_numpy(np.int64), np.stack([unpack_active(bits, units) for bits in rows["active"]])
+
+    @_cached
+    def events(self) -> pd.DataFrame:
+        """What happened to the run itself: step, time, event, message."""
+        return self._log.table("events").to_pandas().sort_values(["time", "step"], kind="stable", ignore_index=True)
+
+    def findings(self, baselines: Sequence[Run] = ()) -> list[Finding]:
+        """What is wrong, in which layer, since which step and what to do; root cause first."""
+        return self._find(tuple(baselines))[0]
+
+    def notes(self, baselines: Sequence[Run] = ()) -> list[str]:
+        """What the detectors could not judge, and why; damaged files."""
+        return [*self._find(tuple(baselines))[1], *(f"{name}: {what}" for name, what in self.problems.items())]
+
+    @_cached
+    def _find(self, baselines: tuple[Run, ...]) -> tuple[list[Finding], list[str]]:
+        from .findings import find
+
+        return find(self, baselines)
+
+    def _rows(self, kind: str, tensor: Names, columns: Sequence[str]) -> pa.Table:
+        where: dict[str, Sequence[str]] = {"kind": [kind]}
+        if tensor is not None:
+            where["tensor"] = [tensor] if isinstance(tensor, str) else list(tensor)
+        return self._log.table("stats", columns, where)
+
+    def _ordered(self, frame: pd.DataFrame) -> pd.DataFrame:
+        names = [t["tensor"] for t in self.info.get("tensors", [])] + [m["module"] for m in self.info.get("modules", [])]
+        depth = {name: place for place, name in reversed(list(enumerate(names)))}
+        place = frame["tensor"].map(depth).fillna(len(names)).astype(np.int64)
+        order = np.lexsort((frame["step"].to_numpy(), frame["tensor"].to_numpy().astype(str), place.to_numpy()))
+        return frame.iloc[order].reset_index(drop=True)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise RunError(f"expected a run folder, but {path} does not exist: check the path, or list runs with `layerwatch runs`")
+    if not (path / "run.json").is_file():
+        raise RunError(f"expected a run folder with a run.json, but {path} has none: give the folder passed to watch(run=...)")
+    try:
+        info = json.loads((path / "run.json").read_text())
+        version = int(info["schema_version"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise RunError(f"{path / 'run.json'} is damaged ({error}): restore it from a copy to read this run") from None
+    if version > SCHEMA_VERSION:
+        raise RunError(f"{path} has log format {version}, this layerwatch reads up to {SCHEMA_VERSION}: upgrade layerwatch")
+    return info
+
+
+def _alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,86 @@
+"""The Arrow schemas of a run's four tables, and their version (documented in docs/log-format.md)."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+#: Written to run.json and to every file. A reader refuses a newer version; older ones stay readable.
+SCHEMA_VERSION = 1
+
+#: The kinds of rows in the `stats` table.
+KINDS = ("weight", "initial_weight", "gradient", "update", "activation", "drift")
+
+#: Sufficient statistics of one tensor at one optimizer step. Everything here adds (min/max, and `active` by OR).
+STATS = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("time", pa.float64(), nullable=False),  # unix seconds
+        pa.field("tensor", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("captures", pa.int64(), nullable=False),  # how many captures were merged into this row
+        pa.field("count", pa.int64(), nullable=False),  # elements, finite or not
+        pa.field("sum", pa.float64(), nullable=False),  # over the finite elements, as are sum_sq, min, max
+        pa.field("sum_sq", pa.float64(), nullable=False),
+        pa.field("min", pa.float64()),  # null when no element is finite
+        pa.field("max", pa.float64()),
+        pa.field("zeros", pa.int64(), nullable=False),
+        pa.field("subnormals", pa.int64(), nullable=False),  # 0 < |x| < 2^-126
+        pa.field("nans", pa.int64(), nullable=False),
+        pa.field("pos_infs", pa.int64(), nullable=False),
+        pa.field("neg_infs", pa.int64(), nullable=False),
+        pa.field("buckets", pa.list_(pa.int16()), nullable=False),  # ascending; see summary.bucket_edges
+        pa.field("counts", pa.list_(pa.int64()), nullable=False),
+        pa.field("ref_sum_sq", pa.float64()),  # update: the weight before the step; drift: the reference
+        pa.field("dot", pa.float64()),  # <reference, this tensor>
+        pa.field("residual_sq", pa.float64()),  # drift: what a bf16 copy of the reference rounded away
+        pa.field("sign_flips", pa.int64()),  # drift
+        pa.field("lost", pa.int64()),  # update: unchanged bits although the gradient is not zero
+        pa.field("samples", pa.int64()),  # activation: rows of the batch, times positions
+        pa.field("units", pa.int64()),  # activation, gradient of a matrix: output units
+        pa.field("active", pa.binary()),  # one bit a unit: any nonzero value in this capture
+        pa.field("stage", pa.string()),  # gradient: before_clip or at_step
+        pa.field("state", pa.string()),
+        pa.field("skipped", pa.bool_(), nullable=False),
+    ]
+)
+
+#: The values of small tensors.
+VALUES = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("time", pa.float64(), nullable=False),
+        pa.field("tensor", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("values", pa.list_(pa.float64()), nullable=False),
+    ]
+)
+
+#: One number with a name.
+SCALARS = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("time", pa.float64(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+
+#: What happened to the run itself: start, restart, close, error, note.
+EVENTS = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("time", pa.float64(), nullable=False),
+        pa.field("event", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {"stats": STATS, "values": VALUES, "scalars": SCALARS, "events": EVENTS}
+
+#: The order of rows inside a Parquet part: one tensor's history is contiguous.
+SORT_KEYS: dict[str, list[tuple[str, str]]] = {
+    "stats": [("tensor", "ascending"), ("kind", "ascending"), ("step", "ascending")],
+    "values": [("tensor", "ascending"), ("kind", "ascending"), ("step", "ascending")],
+    "scalars": [("name", "ascending"), ("step", "ascending"), ("time", "ascending")],
+    "events": [("step", "ascending"), ("time", "ascending")],
+}

@@ -1,0 +1,123 @@
+"""The write-ahead file: frames appended by one writer, readable at any moment, torn tails recognised.
+
+A file is a sequence of frames: 4 bytes magic, 1 byte table, 4 bytes payload length, 4 bytes CRC-32 of table and
+payload (little endian), payload. `stats` and `values` payloads are Arrow record batches; `scalars` and `events` are
+JSON rows; the first frame is a JSON header. A frame is appended by one write: a reader sees it whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from .schema import SCHEMA_VERSION, TABLES
+
+MAGIC = b"LWF1"
+_HEAD = struct.Struct("<4sBII")
+_CODES = {"header": 0, "stats": 1, "values": 2, "scalars": 3, "events": 4}
+_NAMES = {code: name for name, code in _CODES.items()}
+
+
+def encode(table: str, payload: bytes) -> bytes:
+    """One frame."""
+    code = _CODES[table]
+    return _HEAD.pack(MAGIC, code, len(payload), zlib.crc32(payload, code)) + payload
+
+
+class WalWriter:
+    """Appends frames to one new file; every `append` is in the page cache when it returns."""
+
+    def __init__(self, path: Path, header: dict[str, Any]):
+        self.path = path
+        self.size = 0
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        self._write(encode("header", json.dumps({"schema_version": SCHEMA_VERSION, **header}).encode()))
+
+    def append_batch(self, table: str, batch: pa.RecordBatch) -> int:
+        """Append an Arrow batch of `stats` or `values`; returns the bytes written."""
+        return self._write(encode(table, batch.serialize().to_pybytes()))
+
+    def append_rows(self, table: str, rows: list[list[Any]]) -> int:
+        """Append rows of `scalars` or `events`, in the order of their schema."""
+        return self._write(encode(table, json.dumps(rows, separators=(",", ":")).encode()))
+
+    def _write(self, frame: bytes) -> int:
+        written = os.write(self._fd, frame)
+        while written < len(frame):  # a signal or a full disk cut the write: finish it or raise
+            written += os.write(self._fd, frame[written:])
+        self.size += written
+        return written
+
+    def sync(self) -> None:
+        """Force the file to the disk."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@dataclass
+class WalReader:
+    """Follows one file: `read` takes in what was appended since the last call."""
+
+    path: Path
+    offset: int = 0
+    damaged: int = 0  # bytes that are no valid frame, the unfinished tail excluded
+    tables: dict[str, list[pa.RecordBatch]] = field(default_factory=lambda: {name: [] for name in TABLES})
+
+    def read(self) -> bool:
+        """Returns True when complete frames arrived. A missing file (already compacted) counts as no news."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read()
+        except FileNotFoundError:
+            return False
+        position, news = 0, False
+        while (frame := self._next_valid(data, position)) is not None:
+            start, end = frame
+            self.damaged += start - position
+            position, news = end, True
+        self.offset += position
+        return news
+
+    def _next_valid(self, data: bytes, position: int) -> tuple[int, int] | None:
+        """Start and end of the next whole frame, which is taken in; what lies before it is damaged.
+
+        None when there is no further whole frame: the rest may be a tail that is still being written.
+        """
+        start = data.find(MAGIC, position)
+        while 0 <= start <= len(data) - _HEAD.size:
+            _, code, length, checksum = _HEAD.unpack_from(data, start)
+            end = start + _HEAD.size + length
+            payload = data[start + _HEAD.size : end]
+            if len(payload) == length and zlib.crc32(payload, code) == checksum and self._take(code, payload):
+                return start, end
+            start = data.find(MAGIC, start + 1)
+        return None
+
+    def _take(self, code: int, payload: bytes) -> bool:
+        name = _NAMES.get(code)
+        try:
+            if name == "header":
+                return json.loads(payload)["schema_version"] <= SCHEMA_VERSION
+            if name in ("stats", "values"):
+                self.tables[name].append(pa.ipc.read_record_batch(pa.py_buffer(payload), TABLES[name]))
+                return True
+            if name in ("scalars", "events"):
+                columns = [list(c) for c in zip(*json.loads(payload), strict=True)]
+                self.tables[name].append(pa.RecordBatch.from_arrays(
+                    [pa.array(c, f.type) for c, f in zip(columns, TABLES[name], strict=True)], schema=TABLES[name]))
+                return True
+        except (ValueError, KeyError, TypeError, pa.ArrowException):
+            return False
+        return False
