@@ -1,0 +1,84 @@
+"""Every code block of the README runs, in the order of the page, in one folder."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+
+
+def _commands(language: str) -> list[str]:
+    lines = [line for kind, text in BLOCKS if kind == language for line in text.splitlines()]
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the blocks ran, with what each printed in <number>.out."""
+    place = tmp_path_factory.mktemp("readme")
+    for number, (language, text) in enumerate(BLOCKS):
+        if language == "python":
+            done = subprocess.run(
+                [sys.executable, "-W", "error", "-c", text], cwd=place, capture_output=True, text=True, timeout=120
+            )
+            assert done.returncode == 0, f"block {number}:\n{text}\n{done.stderr}"
+            (place / f"{number}.out").write_text(done.stdout)
+    return place
+
+
+def test_only_known_languages() -> None:
+    assert {language for language, _ in BLOCKS} == {"python", "bash"}
+
+
+def test_the_setup_is_two_make_targets_that_exist() -> None:
+    makes = [c for c in _commands("bash") if c.startswith("make")]
+    assert makes == ["make demo", "make test"]
+    for command in makes:
+        done = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_attaching_takes_five_lines() -> None:
+    first = next(text for language, text in BLOCKS if language == "python")
+    lines = [line for line in first.splitlines() if re.search(r"layerwatch|watch\(|watcher\.", line)]
+    assert len([line for line in lines if "val_loss" not in line]) <= 5
+
+
+def test_python_blocks_print_what_they_promise(folder: Path) -> None:
+    outputs = [(folder / f"{i}.out").read_text() for i, (language, _) in enumerate(BLOCKS) if language == "python"]
+    attach, pandas, duckdb, linear = outputs
+    assert attach == ""
+    assert "norm" in pandas and "0.weight" in pandas and "low" in pandas
+    assert "mean" in duckdb and "298" in duckdb
+    assert "step  0: weight" in linear and "at the end: weight 3.000, bias 2.000" in linear
+
+
+def test_the_healthy_example_has_no_alarm(folder: Path) -> None:
+    from layerwatch import Run
+
+    assert [f for f in Run(folder / "runs" / "exp1").findings() if f.severity != "info"] == []
+
+
+def test_commands_run(folder: Path) -> None:
+    commands = [c for c in _commands("bash") if c.startswith("layerwatch")]
+    assert {c.split()[1] for c in commands} == {"dashboard", "check", "runs", "export"}
+    for command in commands:
+        words = command.split()[1:]
+        arguments = [*words, "--help"] if words[0] == "dashboard" else words  # it serves until it is ended: tested elsewhere
+        done = subprocess.run(
+            [sys.executable, "-m", "layerwatch", *arguments], cwd=folder, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (folder / "exp1.parquet").is_file()
+
+
+def test_links_point_at_files() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
