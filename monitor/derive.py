@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -34,14 +36,24 @@ def columns_of(kind: str) -> list[str]:
     return COMMON + EXTRA.get(kind, [])
 
 
+def needed(columns: Sequence[str]) -> list[str]:
+    """The columns of the `stats` table that these derived columns need: histograms are most of a log, read only for quantiles."""
+    spared = set()
+    if not set(QUANTILES) & set(columns):
+        spared |= {"buckets", "counts"}
+    if "active_units" not in columns:
+        spared.add("active")
+    return [name for name in NEEDED if name not in spared]
+
+
 def stats_frame(table: pa.Table, kind: str) -> pd.DataFrame:
-    """Derived statistics, one row per row of `table` (columns `NEEDED`), in the same order.
+    """Derived statistics, one row per row of `table` (columns `needed`), in the same order.
 
     mean, std, norm, rms and the quantiles cover the finite elements and are NaN when there is none. std divides by n.
     norm is the L2 norm, rms is norm / sqrt(finite elements). ratio is |update| / |weight before the step|, along the
     cosine between the two.
     """
-    raw = {name: _numbers(table, name) for name in NEEDED if _is_number(table, name)}
+    raw = {name: _numbers(table, name) for name in table.column_names if _is_number(table, name)}
     finite = raw["count"] - raw["nans"] - raw["pos_infs"] - raw["neg_infs"]
     some = finite > 0
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -60,7 +72,7 @@ def stats_frame(table: pa.Table, kind: str) -> pd.DataFrame:
                 "rms": np.where(some, np.sqrt(raw["sum_sq"] / finite), np.nan),
                 "min": raw["min"],
                 "max": raw["max"],
-                **dict(zip(QUANTILES, _quantiles(table, raw).T, strict=True)),
+                **_quantiles(table, raw),
                 "zeros": raw["zeros"],
                 "subnormals": raw["subnormals"],
                 "nans": raw["nans"],
@@ -76,7 +88,7 @@ def stats_frame(table: pa.Table, kind: str) -> pd.DataFrame:
             frame["along"] = raw["dot"] / (norm * before)
         if kind in ("gradient", "activation"):
             frame["units"] = raw["units"]
-            frame["active_units"] = _active_units(table)
+            frame["active_units"] = _active_units(table) if "active" in table.column_names else np.nan
         if kind == "gradient":
             frame["stage"] = table["stage"].to_pandas()
         if kind == "activation":
@@ -160,10 +172,13 @@ def _active_units(table: pa.Table) -> NDArray:
     return np.array([np.nan if b is None else int.from_bytes(b, "big").bit_count() for b in bits], np.float64)
 
 
-def _quantiles(table: pa.Table, raw: dict[str, NDArray]) -> NDArray:
+def _quantiles(table: pa.Table, raw: dict[str, NDArray]) -> dict[str, NDArray]:
+    if "buckets" not in table.column_names:
+        return dict.fromkeys(QUANTILES, np.full(table.num_rows, np.nan))
     row, bucket, count = histogram_rows(table)
     found = quantiles(row, bucket, count, table.num_rows, QUANTILES.values())
-    return np.clip(found, raw["min"][:, None], raw["max"][:, None])
+    clipped = np.clip(found, raw["min"][:, None], raw["max"][:, None])
+    return dict(zip(QUANTILES, clipped.T, strict=True))
 
 
 def _is_number(table: pa.Table, name: str) -> bool:
