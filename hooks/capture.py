@@ -17,7 +17,7 @@ from .activations import ActivationTap
 from .reference import Reference, match
 from .rows import Rows
 from .statistics import Array, array_of, summarise_gradient, summarise_tensor, summarise_update
-from .tensors import WatchedTensor, learning_rates, state_of
+from .tensors import WatchedTensor, is_sharded, learning_rates, state_of
 from .values import Values
 
 #: Matrices whose rows are output units: which of them receive gradient tells dead units without activations.
@@ -77,10 +77,12 @@ class Capture:
             self._log.update_info(notes=[*self._log.info["notes"], text])
 
     def _ready(self) -> list[WatchedTensor]:
-        """Tensors that have values on this process."""
+        """Tensors whose values this process holds, whole."""
         return [
             t for t in self._tensors
-            if not isinstance(t.parameter, UninitializedParameter) and t.parameter.device.type != "meta"
+            if not isinstance(t.parameter, UninitializedParameter)
+            and t.parameter.device.type != "meta"
+            and not is_sharded(t.parameter)
         ]  # fmt: skip
 
     def _of(self, optimizer: Optimizer) -> list[WatchedTensor]:

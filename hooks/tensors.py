@@ -130,6 +130,11 @@ def is_opaque(module: nn.Module) -> bool:
     return compiled or isinstance(module, torch.jit.ScriptModule)
 
 
+def is_sharded(parameter: Tensor) -> bool:
+    """A DTensor: this process holds a part of it."""
+    return hasattr(parameter, "placements") and hasattr(parameter, "to_local")
+
+
 def state_of(parameter: nn.Parameter, learning_rate: float | None, gradient_is_zero: bool) -> str:
     """The six states of a parameter, most decisive first.
 

@@ -26,7 +26,7 @@ from .environment import describe_environment, describe_optimizers
 from .reference import Source, load_state
 from .scalars import PendingScalars, number
 from .statistics import warm_up
-from .tensors import WatchedTensor, is_opaque, leaf_modules, watched_tensors
+from .tensors import WatchedTensor, is_opaque, is_sharded, leaf_modules, watched_tensors
 
 if TYPE_CHECKING:
     from ..monitor import Finding
@@ -381,6 +381,9 @@ def _notes(models: list[nn.Module], tensors: list[WatchedTensor], activations: b
     notes = []
     if activations and any(is_opaque(m) for model in models for m in model.modules()):
         notes.append("activations inside compiled or scripted modules cannot be seen and are not captured")
+    sharded = [t.name for t in tensors if is_sharded(t.parameter)]
+    if sharded:
+        notes.append(f"{len(sharded)} sharded tensors are not captured: {', '.join(sharded[:3])} ...")
     return notes
 
 
