@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from ..monitor import LogWriter, Summary
@@ -17,7 +16,7 @@ from .activations import ActivationTap
 from .reference import Reference, match
 from .rows import Rows
 from .statistics import Array, array_of, summarise_gradient, summarise_tensor, summarise_update
-from .tensors import WatchedTensor, is_sharded, learning_rates, state_of
+from .tensors import WatchedTensor, learning_rates, ready, state_of
 from .values import Values
 
 #: Matrices whose rows are output units: which of them receive gradient tells dead units without activations.
@@ -53,47 +52,38 @@ class Capture:
     def begin(self, step: int, *, initial: bool) -> None:
         """Right before the first optimizer step: the weights that training starts from."""
         now = time.time()
-        ready = self._ready()
+        tensors = ready(self._tensors)
         if self._from_start:
-            for tensor in ready:
+            for tensor in tensors:
                 self._reference.put(tensor.name, tensor.parameter)
         elif self._state is not None:
-            self._take_reference(step, ready)
+            self._take_reference(step, tensors)
         if initial:
-            for tensor in ready:
+            for tensor in tensors:
                 self._rows.add(step, now, tensor.name, "initial_weight", summarise_tensor(tensor.parameter))
             self._write()
             self._values.store(step, now, "initial_weight", always=True)
 
-    def _take_reference(self, step: int, ready: list[WatchedTensor]) -> None:
-        matched, missing = match(ready, self._state or {})
+    def _take_reference(self, step: int, tensors: list[WatchedTensor]) -> None:
+        matched, missing = match(tensors, self._state or {})
         self._state = None
         for name, tensor in matched.items():
             self._reference.put(name, tensor)
         if missing:
             some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-            text = f"{len(missing)} of {len(ready)} tensors have no counterpart of their shape in the reference: {some}"
+            text = f"{len(missing)} of {len(tensors)} tensors have no counterpart of their shape in the reference: {some}"
             self._log.event(step, "note", text)
             self._log.update_info(notes=[*self._log.info["notes"], text])
 
-    def _ready(self) -> list[WatchedTensor]:
-        """Tensors whose values this process holds, whole."""
-        return [
-            t for t in self._tensors
-            if not isinstance(t.parameter, UninitializedParameter)
-            and t.parameter.device.type != "meta"
-            and not is_sharded(t.parameter)
-        ]  # fmt: skip
-
     def _of(self, optimizer: Optimizer) -> list[WatchedTensor]:
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return [t for t in self._ready() if id(t.parameter) in owned and t.name not in self._done]
+        return [t for t in ready(self._tensors) if id(t.parameter) in owned and t.name not in self._done]
 
     def before_clip(self, gradients: Sequence[Tensor]) -> None:
         """A clipping function is about to change these gradients: summarise those of ours as they are."""
         start = time.perf_counter()
         wanted = {id(g) for g in gradients}
-        for tensor in self._ready():
+        for tensor in ready(self._tensors):
             gradient = tensor.parameter.grad
             if gradient is not None and id(gradient) in wanted and tensor.name not in self._unclipped:
                 self._unclipped[tensor.name] = summarise_gradient(gradient, rows=tensor.role in _ROW_ROLES)
@@ -171,7 +161,7 @@ class Capture:
         """
         start = time.perf_counter()
         with torch.no_grad():
-            self._collect(step, [t for t in self._ready() if t.name not in self._done], learning_rates(optimizers))
+            self._collect(step, [t for t in ready(self._tensors) if t.name not in self._done], learning_rates(optimizers))
         now = time.time()
         for name, summary in self.tap.take().items():
             self._rows.add(step, now, name, "activation", summary)
@@ -200,7 +190,7 @@ class Capture:
         if self._last_captured != step:
             rates = learning_rates(optimizers)
             with torch.no_grad():
-                for tensor in self._ready():
+                for tensor in ready(self._tensors):
                     state = state_of(tensor.parameter, rates.get(id(tensor.parameter)), False)
                     state = "trainable" if state == "unused" else state  # gradients may be cleared by now
                     self._rows.add(step, now, tensor.name, "weight", summarise_tensor(tensor.parameter), state=state)

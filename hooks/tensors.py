@@ -121,7 +121,7 @@ def leaf_modules(models: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module]]
             children = [(f"{raw}.{name}" if raw else name, child) for name, child in module.named_children()]
             stack.extend(reversed(children))
             if not children:
-                yield (prefix + canonical(raw)).removesuffix(".") or type(module).__name__, module
+                yield (prefix + canonical(f"{raw}.")).strip(".") or type(module).__name__, module
 
 
 def is_opaque(module: nn.Module) -> bool:
@@ -133,6 +133,17 @@ def is_opaque(module: nn.Module) -> bool:
 def is_sharded(parameter: Tensor) -> bool:
     """A DTensor: this process holds a part of it."""
     return hasattr(parameter, "placements") and hasattr(parameter, "to_local")
+
+
+def ready(tensors: Sequence[WatchedTensor]) -> list[WatchedTensor]:
+    """Those whose values this process holds, whole: not lazy, not on the meta device, not sharded."""
+    return [
+        t
+        for t in tensors
+        if not isinstance(t.parameter, UninitializedParameter)
+        and t.parameter.device.type != "meta"
+        and not is_sharded(t.parameter)
+    ]
 
 
 def state_of(parameter: nn.Parameter, learning_rate: float | None, gradient_is_zero: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..monitor.log import LogWriter
 from .statistics import array_of
-from .tensors import WatchedTensor
+from .tensors import WatchedTensor, ready
 
 #: Tensors up to this size have their values stored; of larger ones only summaries are kept.
 MAX_ELEMENTS = 1024
@@ -32,7 +32,7 @@ class Values:
 
     def store(self, step: int, time: float, kind: str = "weight", *, always: bool = False) -> None:
         """Store the values at this step if they are affordable, or `always`."""
-        small = [t for t in self._tensors if 0 < t.parameter.numel() <= MAX_ELEMENTS]
+        small = [t for t in ready(self._tensors) if 0 < t.parameter.numel() <= MAX_ELEMENTS]
         cost = sum(VALUE_ROW_BYTES + VALUE_BYTES * t.parameter.numel() for t in small)
         affordable = self._used + cost <= self._allowed
         if not small or self._last_step == step or not (always or affordable):
