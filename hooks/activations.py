@@ -27,11 +27,15 @@ class ActivationTap:
     """Forward hooks on leaf modules that exist only while a captured step is under way.
 
     Calls within one step (micro-batches, shared modules) merge by addition. Forward passes without gradient
-    (evaluation) are not training and are not recorded. Under torch.compile the hook is traced as empty: it neither
-    breaks the graph nor sees anything.
+    (evaluation) are not training and are not recorded. Under torch.compile the hook is traced as empty: it
+    neither breaks the graph nor sees anything.
     """
 
-    def __init__(self, modules: list[tuple[str, nn.Module]], guard: Callable[[Callable[..., None]], Callable[..., None]]):
+    def __init__(
+        self,
+        modules: list[tuple[str, nn.Module]],
+        guard: Callable[[Callable[..., None]], Callable[..., None]],
+    ):
         self._modules = modules
         self._record = guard(self.record)
         self._handles: list[RemovableHandle] = []

@@ -18,20 +18,24 @@ class Cadence:
     Raises:
         ValueError: `every` or `budget` is out of range.
 
-    With "auto" the next capture waits until the captures' cost, averaged over the steps up to it, is within the budget:
-    interval = cost of a capture / (budget x time of a step), both as running means that forget (factor 0.3 per capture).
+    With "auto" the next capture waits until the captures' cost, averaged over the steps up to it, is within
+    the budget: interval = cost of a capture / (budget x time of a step), both as running means that forget
+        (factor 0.3 per capture).
     """
 
     def __init__(self, every: Every, budget: float):
         if every != "auto" and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
             raise ValueError(f'expected every="auto" or a whole number of steps from 1, got every={every!r}')
         if not 0.0 < budget < 1.0:
-            raise ValueError(f"expected a budget between 0 and 1 (a share of the training's time), got budget={budget!r}")
+            raise ValueError(
+                f"expected a budget between 0 and 1 (a share of the training's time), got budget={budget!r}"
+            )
         self.every, self.budget = every, budget
         self.interval = every if isinstance(every, int) else 1
         self._next = 0
         self._started: float | None = None
         self._spent = 0.0
+        self._entered: float | None = None
         self._mean_cost = self._mean_step = math.nan
         self._last: tuple[int, float, float] | None = None  # step, clock, seconds spent until then
 
@@ -41,31 +45,42 @@ class Cadence:
             return step % self.every == 0
         return step >= self._next
 
-    def spent(self, seconds: float) -> None:
-        """Time that monitoring took."""
-        if self._started is None:
-            self._started = time.perf_counter() - seconds
-        self._spent += seconds
+    def enter(self) -> None:
+        """Monitoring begins to take time."""
+        self._entered = time.perf_counter()
+        self._started = self._started or self._entered
+
+    def leave(self) -> None:
+        """Monitoring gives the time back to the training."""
+        self._spent, self._entered = self._used(time.perf_counter()), None
+
+    def _used(self, now: float) -> float:
+        return self._spent + (now - self._entered if self._entered is not None else 0.0)
 
     def captured(self, step: int, cost: float) -> None:
         """A capture was written: plan the next one."""
         now = time.perf_counter()
+        used = self._used(now)
         self._mean_cost = _running(self._mean_cost, cost)
         if self._last is not None and step > self._last[0]:
-            before, clock, spent = self._last
-            self._mean_step = _running(self._mean_step, (now - clock - (self._spent - spent)) / (step - before))
-        self._last = (step, now, self._spent)
+            before, clock, used_before = self._last
+            self._mean_step = _running(
+                self._mean_step, (now - clock - (used - used_before)) / (step - before)
+            )
+        self._last = (step, now, used)
         if self.every == "auto":
             if not math.isnan(self._mean_step):
                 self.interval = max(1, math.ceil(self._mean_cost / (self.budget * max(self._mean_step, 1e-9))))
-            self._next = step + self.interval
+            in_debt = self.overhead > self.budget  # the first, dense captures are paid back at half speed
+            self._next = step + self.interval * (2 if in_debt else 1)
 
     @property
     def overhead(self) -> float:
         """Share of the wall time since the first capture that monitoring took, in [0, 1]."""
         if self._started is None:
             return 0.0
-        return self._spent / max(time.perf_counter() - self._started, 1e-9)
+        now = time.perf_counter()
+        return self._used(now) / max(now - self._started, 1e-9)
 
 
 def _running(mean: float, value: float) -> float:

@@ -155,19 +155,26 @@ class Capture:
         return learning_rates(optimizers)
 
     def complete(self, step: int, optimizers: Sequence[Optimizer], overhead: float) -> float:
-        """The step's last optimizer has stepped: add what no optimizer owns and the activations; write everything.
+        """The step's last optimizer has stepped: add what no optimizer owns and the activations; write
+        everything.
 
         Returns the seconds that this capture took.
         """
         start = time.perf_counter()
         with torch.no_grad():
-            self._collect(step, [t for t in ready(self._tensors) if t.name not in self._done], learning_rates(optimizers))
+            self._collect(
+                step,
+                [t for t in ready(self._tensors) if t.name not in self._done],
+                learning_rates(optimizers),
+            )
         now = time.time()
         for name, summary in self.tap.take().items():
             self._rows.add(step, now, name, "activation", summary)
         scalars = {"grad_norm": math.sqrt(self._gradient_sq), "overhead": overhead}
         if self._unclipped:
-            scalars["clip_ratio"] = math.sqrt(self._clipped_sq / self._gradient_sq) if self._gradient_sq else 1.0
+            scalars["clip_ratio"] = (
+                math.sqrt(self._clipped_sq / self._gradient_sq) if self._gradient_sq else 1.0
+            )
         self._log.scalars(step, now, scalars)
         first = self._last_captured is None
         self._values.captured(len(self._rows))
@@ -193,7 +200,9 @@ class Capture:
                 for tensor in ready(self._tensors):
                     state = state_of(tensor.parameter, rates.get(id(tensor.parameter)), False)
                     state = "trainable" if state == "unused" else state  # gradients may be cleared by now
-                    self._rows.add(step, now, tensor.name, "weight", summarise_tensor(tensor.parameter), state=state)
+                    self._rows.add(
+                        step, now, tensor.name, "weight", summarise_tensor(tensor.parameter), state=state
+                    )
                     drift = self._reference.measure(tensor.name, tensor.parameter)
                     if drift is not None:
                         self._rows.add(step, now, tensor.name, "drift", drift, state=state)

@@ -20,7 +20,11 @@ def describe_environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "command": sys.argv,
-        "versions": {"layerwatch": _version("layerwatch"), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "layerwatch": _version("layerwatch"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "git_commit": _git_commit(),
         "seed": torch.initial_seed(),
     }
@@ -50,7 +54,9 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

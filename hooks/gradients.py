@@ -9,8 +9,8 @@ from typing import Any
 import torch.nn.utils.clip_grad as clip_grad
 from torch import Tensor
 
-#: Looked up by every torch clipping function when it is called, so that `from torch.nn.utils import clip_grad_norm_` is
-#: seen too.
+#: Looked up by every torch clipping function when it is called, so that `from torch.nn.utils import
+#: clip_grad_norm_` is seen too.
 _LOOKED_UP = "_group_tensors_by_device_and_dtype"
 #: Callers that go on to change the gradients; get_total_norm only measures.
 _CLIPPERS = {"clip_grad_norm_", "clip_grad_value_", "_clip_grads_with_norm_"}

@@ -24,9 +24,9 @@ Source = str | Path | Mapping[str, Any] | None
 class Reference:
     """Copies of the reference tensors, and the distance of the weights from them.
 
-    A bf16 copy r' of r differs from it by the rounding residual. The distance to r' is larger than the one to r by the
-    residual's norm, as the residual is independent of the training's direction: |w - r|^2 = |w - r'|^2 - |r - r'|^2
-    up to their correlation (measured: an error of at most 0.07 % on real trajectories).
+    A bf16 copy r' of r differs from it by the rounding residual. The distance to r' is larger than the one to
+    r by the residual's norm, as the residual is independent of the training's direction: |w - r|^2 = |w -
+    r'|^2 - |r - r'|^2 up to their correlation (measured: an error of at most 0.07 % on real trajectories).
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,12 @@ class Reference:
             return None
         distance, dot, squares, flips = (float(v) for v in out)
         return Summary(
-            count=now.size, sum_sq=distance, dot=dot, ref_sum_sq=squares, sign_flips=int(flips), residual_sq=residual
+            count=now.size,
+            sum_sq=distance,
+            dot=dot,
+            ref_sum_sq=squares,
+            sign_flips=int(flips),
+            residual_sq=residual,
         )
 
 
@@ -92,16 +97,25 @@ def load_state(source: Source) -> Mapping[str, Tensor]:
         elif path.suffix in (".pt", ".pth", ".bin"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         else:
-            raise ValueError(f"expected a .safetensors, .pt or .bin checkpoint as reference, got {path.name!r}")
+            raise ValueError(
+                f"expected a .safetensors, .pt or .bin checkpoint as reference, got {path.name!r}"
+            )
         state = state.get("state_dict", state) if isinstance(state, Mapping) else state
-    tensors = {canonical(k): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    tensors = (
+        {canonical(k): v for k, v in state.items() if isinstance(v, Tensor)}
+        if isinstance(state, Mapping)
+        else {}
+    )
     if not tensors:
-        raise ValueError("expected a reference that maps names to tensors, got none: pass model.state_dict() or its file")
+        raise ValueError(
+            "expected a reference that maps names to tensors, got none: pass model.state_dict() or its file"
+        )
     return tensors
 
 
 def match(tensors: list[WatchedTensor], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The reference tensor of each watched one, by any of its names, else by the longest common ending of names.
+    """The reference tensor of each watched one, by any of its names, else by the longest common ending of
+    names.
 
     Returns:
         matched (watched name -> reference tensor) and the watched names that have none of the same shape.
@@ -121,8 +135,11 @@ def match(tensors: list[WatchedTensor], state: Mapping[str, Tensor]) -> tuple[di
     return matched, missing
 
 
-def _by_ending(tensor: WatchedTensor, state: Mapping[str, Tensor], endings: dict[str, list[str]]) -> str | None:
-    """`0.auto_model.encoder.x` is `encoder.x` of a bare checkpoint, and the other way round; only when it is the only one."""
+def _by_ending(
+    tensor: WatchedTensor, state: Mapping[str, Tensor], endings: dict[str, list[str]]
+) -> str | None:
+    """`0.auto_model.encoder.x` is `encoder.x` of a bare checkpoint, and the other way round; only when it is
+    the only one."""
     for own in tensor.names:
         parts = own.split(".")
         for start in range(1, len(parts)):

@@ -21,7 +21,9 @@ def number(name: str, value: Any) -> float | Tensor:
     """
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
-            raise TypeError(f"expected a number for {name!r}, got a tensor of shape {tuple(value.shape)}: log its mean, say")
+            raise TypeError(
+                f"expected a number for {name!r}, got a tensor of shape {tuple(value.shape)}: log its mean, say"
+            )
         value = value.detach()
         return float(value) if value.device.type == "cpu" else value.reshape(())
     if isinstance(value, numbers.Real) or (hasattr(value, "item") and getattr(value, "size", 0) == 1):
@@ -29,7 +31,9 @@ def number(name: str, value: Any) -> float | Tensor:
             return float(value)
         except (TypeError, ValueError, OverflowError):
             pass
-    raise TypeError(f"expected a number for {name!r}, got {type(value).__name__} ({value!r:.40}): log numbers only")
+    raise TypeError(
+        f"expected a number for {name!r}, got {type(value).__name__} ({value!r:.40}): log numbers only"
+    )
 
 
 class PendingScalars:

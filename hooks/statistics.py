@@ -1,7 +1,8 @@
 """From a torch tensor to a summary: the hot path.
 
-Everything is computed inline on the live tensor, one pass over memory, in the compiled kernels of `monitor.kernels`.
-Half precision is widened to float32 first; complex tensors count by modulus; integers and float8 by value.
+Everything is computed inline on the live tensor, one pass over memory, in the compiled kernels of
+`monitor.kernels`. Half precision is widened to float32 first; complex tensors count by modulus; integers and
+float8 by value.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ _BUCKET64 = np.where(_ORDER64 >= kernels.WIDE, -(_ORDER64 - kernels.WIDE), _ORDE
 
 
 def array_of(tensor: Tensor) -> Array:
-    """The tensor's values as a flat, contiguous numpy array on the host: float64 stays, everything else is float32.
+    """The tensor's values as a flat, contiguous numpy array on the host: float64 stays, everything else is
+    float32.
 
-    Shares memory with the tensor where it can. Sparse tensors give their coalesced values: the zeros between are
-    the caller's to count.
+    Shares memory with the tensor where it can. Sparse tensors give their coalesced values: the zeros between
+    are the caller's to count.
     """
     data = tensor.detach()
     if data.is_sparse:
@@ -47,7 +49,8 @@ def array_of(tensor: Tensor) -> Array:
 
 
 def summarise_array(x: Array) -> Summary:
-    """Summary of a flat float32 or float64 array; see `monitor.summary.summarise` for the plain definition."""
+    """Summary of a flat float32 or float64 array; see `monitor.summary.summarise` for the plain
+    definition."""
     out = _START.copy()
     if x.dtype == np.float64:
         histogram = np.zeros(2 * kernels.WIDE, np.int64)
@@ -87,7 +90,8 @@ def summarise_tensor(tensor: Tensor) -> Summary:
 
 
 def summarise_gradient(gradient: Tensor, *, rows: bool) -> Summary:
-    """Summary of a gradient. `rows`: also which rows (output units of a matrix) received any nonzero gradient."""
+    """Summary of a gradient. `rows`: also which rows (output units of a matrix) received any nonzero
+    gradient."""
     summary = summarise_tensor(gradient)
     if not rows or gradient.ndim < 2 or gradient.is_sparse or gradient.numel() == 0:
         return summary
@@ -114,7 +118,8 @@ def summarise_activation(output: Tensor, unit_dim: int) -> Summary:
 
 
 def summarise_update(before: Array, weight: Tensor, gradient: Tensor | None) -> Summary:
-    """Summary of weight - before with |before|^2, <before, update> and the number of updates lost to rounding.
+    """Summary of weight - before with |before|^2, <before, update> and the number of updates lost to
+    rounding.
 
     Args:
         before: the flat copy that `array_of` made before the step. weight: the parameter now.

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 #: Prefixes that wrappers (DDP, compile, FSDP, checkpointing) put into names.
-_WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+_WRAPPERS = re.compile(
+    r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
 
 
 def canonical(name: str) -> str:
@@ -166,5 +168,8 @@ def state_of(parameter: nn.Parameter, learning_rate: float | None, gradient_is_z
 def learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, float]:
     """id of each parameter in a param group -> its group's learning rate."""
     return {
-        id(p): float(group.get("lr", 1.0)) for o in optimizers for group in o.param_groups for p in group["params"]
+        id(p): float(group.get("lr", 1.0))
+        for o in optimizers
+        for group in o.param_groups
+        for p in group["params"]
     }

@@ -37,7 +37,8 @@ Models = nn.Module | Sequence[nn.Module]
 Optimizers = Optimizer | Sequence[Optimizer] | None
 Patterns = str | Sequence[str] | None
 
-#: Detectors run in the training process (for `on_finding`) at most this share of its time, and not more often than this.
+#: Detectors run in the training process (for `on_finding`) at most this share of its time, and not more often
+#: than this.
 CHECK_SHARE, CHECK_SECONDS = 0.01, 10.0
 
 
@@ -67,23 +68,27 @@ def watch(
         run: the run folder; None makes one below ./runs.
         every: capture every N-th optimizer step, or "auto": as often as `budget` allows.
         budget: for "auto": the share of the training's time that monitoring may take.
-        reference: what drift is measured from: "start", a state_dict, a checkpoint (.safetensors, .pt), or None.
-        include, exclude: regular expressions on tensor names; a tensor is watched when any of `include` (all when None)
-            and none of `exclude` is found in it.
+        reference: what drift is measured from: "start", a state_dict, a checkpoint (.safetensors, .pt), or
+            None.
+        include, exclude: regular expressions on tensor names; a tensor is watched when any of `include` (all
+            when None) and none of `exclude` is found in it.
         activations: summarise the outputs of leaf modules on captured steps.
-        updates: log the true change of each weight; takes one transient copy of the weights around a captured step.
+        updates: log the true change of each weight; takes one transient copy of the weights around a captured
+            step.
         config: hyperparameters to show beside the run.
         on_finding: called in the training process with each new finding.
         resume: continue an existing run after its last step.
         keep: "full": every capture is kept.
-        drift_limit: a relative L2 distance from the reference that must not be passed; the detectors alarm beyond it.
+        drift_limit: a relative L2 distance from the reference that must not be passed; the detectors alarm
+            beyond it.
 
     Returns:
-        A `Watcher`: log scalars with `log`, end with `close` (or use it as a context manager; it is closed at exit).
+        A `Watcher`: log scalars with `log`, end with `close` (or use it as a context manager; it is closed at
+        exit).
 
     Raises:
-        ValueError, TypeError: an argument is not as described, the model has no trainable parameter, or the optimizer
-            owns none of the model's.
+        ValueError, TypeError: an argument is not as described, the model has no trainable parameter, or the
+            optimizer owns none of the model's.
         RunError: the run exists already (and `resume` is off), or its folder cannot be used.
     """
     models = _models(model)
@@ -98,7 +103,9 @@ def watch(
     state = load_state(reference) if reference is not None and reference != "start" else None
     path = Path(run) if run is not None else _new_run()
     if "://" in str(run):
-        raise RunError(f"expected a local folder for the run, got {str(run)!r}: object stores are not supported yet")
+        raise RunError(
+            f"expected a local folder for the run, got {str(run)!r}: object stores are not supported yet"
+        )
     modules = list(leaf_modules(models)) if activations else []
     info = {
         "name": path.name,
@@ -118,11 +125,14 @@ def watch(
         info["notes"].append("this is not rank 0: nothing is logged from here")
     log = LogWriter(path, info, resume=resume) if _rank() == 0 else None
     first_step = Run(path).last_step + 1 if resume and log is not None else 0
-    return Watcher(log, path, tensors, modules, optimizers, cadence, state, reference, updates, on_finding, first_step)
+    return Watcher(
+        log, path, tensors, modules, optimizers, cadence, state, reference, updates, on_finding, first_step
+    )
 
 
 class Watcher:
-    """A training under watch; made by `watch`. Attributes: run (the folder), step (the optimizer step, from 0)."""
+    """A training under watch; made by `watch`. Attributes: run (the folder), step (the optimizer step, from
+    0)."""
 
     def __init__(
         self, log: LogWriter | None, run: Path, tensors: list[WatchedTensor], modules: list[tuple[str, nn.Module]],
@@ -158,9 +168,15 @@ class Watcher:
     def _attach(self) -> None:
         before, after = self._guard(self._before_step), self._guard(self._after_step)
         if self._discover:
-            self._handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
+            self._handles = [
+                register_optimizer_step_pre_hook(before),
+                register_optimizer_step_post_hook(after),
+            ]
         for optimizer in self._optimizers:
-            self._handles += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+            self._handles += [
+                optimizer.register_step_pre_hook(before),
+                optimizer.register_step_post_hook(after),
+            ]
         self._clip_listener = self._guard(self._before_clip)
         gradients.listen(self._clip_listener)
         if self._cadence.wants(self.step):
@@ -173,13 +189,13 @@ class Watcher:
         def guarded(*args: Any, **kwargs: Any) -> None:
             if self._failed:
                 return
-            start = time.perf_counter()
+            self._cadence.enter()
             try:
                 work(*args, **kwargs)
             except Exception as error:  # whatever it is, it must not reach the training
                 self._fail(error)
             finally:
-                self._cadence.spent(time.perf_counter() - start)
+                self._cadence.leave()
 
         return guarded
 
@@ -202,7 +218,8 @@ class Watcher:
         self._capture.tap.disarm()
         gradients.unlisten(self._clip_listener)
 
-    # The optimizer's step ---------------------------------------------------------------------------------------
+    # The optimizer's step
+    # ---------------------------------------------------------------------------------------
 
     def _watches(self, optimizer: Optimizer) -> bool:
         if not self._discover or any(o is optimizer for o in self._optimizers):
@@ -225,7 +242,9 @@ class Watcher:
             self._begun = True
             self._capture.begin(self.step, initial=self._first_step == 0)
             assert self._log is not None  # noqa: S101  (hooks exist only with a log)
-            self._log.update_info(optimizers=describe_optimizers(self._optimizers), tensors=self._capture.entries())
+            self._log.update_info(
+                optimizers=describe_optimizers(self._optimizers), tensors=self._capture.entries()
+            )
         if self._cadence.wants(self.step):
             self._capture.before_step(optimizer)
 
@@ -259,13 +278,15 @@ class Watcher:
         if self._cadence.wants(coming):
             self._capture.before_clip(clipped)
 
-    # What the user calls ----------------------------------------------------------------------------------------
+    # What the user calls
+    # ----------------------------------------------------------------------------------------
 
     def log(self, **scalars: Any) -> None:
         """Log named numbers at the current step.
 
         Args:
-            scalars: numbers, or tensors with one element (one on an accelerator is not synchronised on the spot).
+            scalars: numbers, or tensors with one element (one on an accelerator is not synchronised on the
+                spot).
                 NaN and infinite values are data.
 
         Raises:
@@ -281,7 +302,8 @@ class Watcher:
             self._fail(error)
 
     def close(self) -> None:
-        """Write the last weights, turn the log into Parquet, detach. Safe to call twice; also called at exit."""
+        """Write the last weights, turn the log into Parquet, detach. Safe to call twice; also called at
+        exit."""
         if not self._open or self._log is None:
             return
         self._open = False
@@ -295,7 +317,9 @@ class Watcher:
             self._detach()
         try:
             self._scalars.flush(wait=True)
-            self._log.event(self.step, "close", f"monitoring took {100 * self._cadence.overhead:.2g} % of the time")
+            self._log.event(
+                self.step, "close", f"monitoring took {100 * self._cadence.overhead:.2g} % of the time"
+            )
             self._log.close()
         except OSError as error:
             self._fail(error)
@@ -307,7 +331,8 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # Findings ---------------------------------------------------------------------------------------------------
+    # Findings
+    # ---------------------------------------------------------------------------------------------------
 
     def _check_live(self) -> None:
         since = time.perf_counter() - self._checked
@@ -331,7 +356,9 @@ class Watcher:
 
 
 def _models(model: Models) -> list[nn.Module]:
-    models = [model] if isinstance(model, nn.Module) else list(model) if isinstance(model, Sequence) else [model]
+    models = (
+        [model] if isinstance(model, nn.Module) else list(model) if isinstance(model, Sequence) else [model]
+    )
     for m in models:
         if not isinstance(m, nn.Module):
             raise TypeError(f"expected a torch.nn.Module or a list of them as model, got {type(m).__name__}")
@@ -346,7 +373,9 @@ def _optimizers(optimizer: Optimizers) -> list[Optimizer]:
     optimizers = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
     for o in optimizers:
         if not isinstance(o, Optimizer):
-            raise TypeError(f"expected a torch.optim.Optimizer or a list of them as optimizer, got {type(o).__name__}")
+            raise TypeError(
+                f"expected a torch.optim.Optimizer or a list of them as optimizer, got {type(o).__name__}"
+            )
     return optimizers
 
 
@@ -355,14 +384,20 @@ def _select(tensors: list[WatchedTensor], include: Patterns, exclude: Patterns) 
         several = [patterns] if isinstance(patterns, str) else list(patterns or ())
         return any(re.search(p, name) for p in several)
 
-    chosen = [t for t in tensors if (include is None or matches(include, t.name)) and not matches(exclude, t.name)]
+    chosen = [
+        t for t in tensors if (include is None or matches(include, t.name)) and not matches(exclude, t.name)
+    ]
     if tensors and not chosen:
         names = ", ".join(t.name for t in tensors[:3])
-        raise ValueError(f"include={include!r}, exclude={exclude!r} leave no tensor to watch: names are like {names}")
+        raise ValueError(
+            f"include={include!r}, exclude={exclude!r} leave no tensor to watch: names are like {names}"
+        )
     return chosen
 
 
-def _check_parameters(models: list[nn.Module], tensors: list[WatchedTensor], optimizers: list[Optimizer]) -> None:
+def _check_parameters(
+    models: list[nn.Module], tensors: list[WatchedTensor], optimizers: list[Optimizer]
+) -> None:
     names = ", ".join(type(m).__name__ for m in models)
     if not any(p.requires_grad for m in models for p in m.parameters()):
         raise ValueError(
