@@ -1,1 +1,1 @@
-"""Pure functions from data frames to Plotly figures."""
+"""Figures as pure functions: data frames in, a Plotly figure as a plain dict out. No run, no Dash, no files."""

@@ -1,0 +1,49 @@
+// Theme and width of the screen. Runs before Dash asks for the layout, so that the first figures are right.
+(() => {
+  const root = document.documentElement;
+  const cookie = (name) => (document.cookie.match(new RegExp(`(?:^|; )${name}=([^;]*)`)) || [])[1];
+  const remember = (name, value) => {
+    document.cookie = `${name}=${value}; path=/; max-age=31536000; SameSite=Strict`;
+  };
+  const preferred = () => (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  const asked = () => {
+    const theme = new URLSearchParams(location.search).get("theme");
+    return theme === "dark" || theme === "light" ? theme : null;
+  };
+  const narrow = () => innerWidth < 700;
+
+  function show(theme) {
+    root.dataset.mantineColorScheme = theme;
+    document.body.dataset.agThemeMode = theme;
+    const meta = document.querySelector('meta[name="color-scheme"]');
+    if (meta) meta.content = theme;
+  }
+
+  const screen = { theme: asked() || cookie("layerwatch_theme") || preferred(), narrow: narrow() };
+  remember("layerwatch_theme", screen.theme);
+  remember("layerwatch_narrow", screen.narrow ? "1" : "0");
+  show(screen.theme);
+
+  window.layerwatch = { screen, preferred };
+
+  function set(change) {
+    Object.assign(screen, change);
+    remember("layerwatch_theme", screen.theme);
+    remember("layerwatch_narrow", screen.narrow ? "1" : "0");
+    window.dash_clientside.set_props("screen", { data: { ...screen } });
+  }
+  addEventListener("click", (event) => {
+    if (event.target.closest?.("#theme-button")) set({ theme: screen.theme === "dark" ? "light" : "dark" });
+  });
+  addEventListener("resize", () => {
+    if (narrow() !== screen.narrow) set({ narrow: narrow() });
+  });
+
+  window.dash_clientside = window.dash_clientside || {};
+  window.dash_clientside.layerwatch = {
+    applyTheme(data) {
+      show(data.theme);
+      return data.theme;
+    },
+  };
+})();

@@ -1,0 +1,120 @@
+"""What all figures share: curves thinned so that spikes survive, packed arrays, panels stacked on one step axis."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..text import rounded
+from .theme import Figure, Style
+
+#: More points than this a line costs the browser time and shows nothing more on a screen.
+MAX_POINTS = 1000
+GAP = 0.06  # between stacked panels, as a share of the figure
+
+
+def packed(values: np.ndarray) -> dict[str, Any]:
+    """A matrix or vector as Plotly's typed array (base64 of float32, a third of the JSON)."""
+    data = np.ascontiguousarray(values, dtype=np.float32)
+    spec: dict[str, Any] = {"dtype": "f4", "bdata": base64.b64encode(data.tobytes()).decode()}
+    if data.ndim == 2:
+        spec["shape"] = f"{data.shape[0]}, {data.shape[1]}"
+    return spec
+
+
+def smooth(values: np.ndarray, weight: float) -> np.ndarray:
+    """Exponential moving average without start-up bias; `weight` in [0, 1) is how much of the past is kept."""
+    if weight <= 0 or len(values) < 2:
+        return np.asarray(values, dtype=np.float64)
+    series = pd.Series(np.where(np.isfinite(values), values, np.nan))
+    return series.ewm(alpha=1 - weight, adjust=True, ignore_na=True).mean().to_numpy()
+
+
+def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
+    """Indices of at most about `limit` points: lowest and highest of each bin, first, last. Spikes survive."""
+    count = len(steps)
+    if count <= limit:
+        return np.arange(count)
+    edges = np.linspace(0, count, limit // 2 + 1).astype(int)
+    low = np.where(np.isfinite(values), values, np.inf)
+    high = np.where(np.isfinite(values), values, -np.inf)
+    keep = {0, count - 1}
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        keep.add(start + int(np.argmin(low[start:stop])))
+        keep.add(start + int(np.argmax(high[start:stop])))
+    return np.array(sorted(keep))
+
+
+def line(steps: np.ndarray, values: np.ndarray, name: str, color: str, **extra: Any) -> dict[str, Any]:
+    """One thinned curve as a scatter trace of plain lists."""
+    steps, values = np.asarray(steps), np.asarray(values, dtype=np.float64)
+    index = thin(steps, values)
+    few = len(index) <= 2
+    trace = {
+        "type": "scatter",
+        "mode": "lines+markers" if few else "lines",
+        "name": name,
+        "x": steps[index].tolist(),
+        "y": rounded(values[index]),
+        "line": {"color": color, "width": extra.pop("width", 1.5)},
+        "hovertemplate": "%{y:.3~g}",
+    }
+    if "dash" in extra:
+        trace["line"]["dash"] = extra.pop("dash")
+    return trace | extra
+
+
+@dataclass
+class Panel:
+    """One row of a stacked figure: its traces, the title of its value axis and its share of the height."""
+
+    traces: list[dict[str, Any]]
+    title: str
+    weight: float = 1.0
+    log: bool = False
+    axis: dict[str, Any] | None = None
+
+
+def stack(panels: list[Panel], style: Style, steps: tuple[float, float] | None = None) -> Figure:
+    """Panels below each other on one step axis, so that a zoom or the cursor applies to all of them."""
+    total = sum(panel.weight for panel in panels)
+    usable = 1 - GAP * (len(panels) - 1)
+    layout: dict[str, Any] = {"showlegend": True}
+    data: list[dict[str, Any]] = []
+    top = 1.0
+    for i, panel in enumerate(panels, start=1):
+        height = usable * panel.weight / total
+        key = "" if i == 1 else str(i)
+        axis: dict[str, Any] = {
+            "domain": [max(top - height, 0.0), top],
+            "anchor": "x",
+            "title": {"text": panel.title},
+            "nticks": 5,
+        }
+        if panel.log:
+            axis["type"] = "log"
+        layout["yaxis" + key] = axis | (panel.axis or {})
+        data += [trace | {"xaxis": "x", "yaxis": "y" + key} for trace in panel.traces]
+        top -= height + GAP
+    layout["xaxis"] = step_axis(steps) | {"anchor": "y" + ("" if len(panels) == 1 else str(len(panels)))}
+    if style.narrow:
+        layout["legend"] = {"font": {"size": 11}}
+    return {"data": data, "layout": layout}
+
+
+def step_axis(steps: tuple[float, float] | None = None) -> dict[str, Any]:
+    """The step axis, zoomed to a range when there is one."""
+    axis: dict[str, Any] = {"title": {"text": "optimizer step"}, "hoverformat": ",d", "tickformat": ",d"}
+    if steps:
+        axis |= {"range": list(steps), "autorange": False}
+    return axis
+
+
+def log_safe(values: np.ndarray) -> np.ndarray:
+    """Values for a logarithmic axis: what is not positive becomes a gap."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.where(values > 0, values, np.nan)

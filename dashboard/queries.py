@@ -1,0 +1,188 @@
+"""The runs below one folder, for many browser tabs at once: found, refreshed and judged at most as often as needed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotReady
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..monitor import Run, RunError
+from ..monitor.runs import run_folders
+
+if TYPE_CHECKING:
+    from ..monitor.findings import Finding
+
+log = logging.getLogger(__name__)
+
+SCAN_SECONDS = 3.0  # a new run appears after so long
+REFRESH_SECONDS = 0.5  # one look at a run's files serves every request in this time
+MEMO_ENTRIES = 96
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the detectors said about one state of a run. `error` is set when they could not finish."""
+
+    stamp: str
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    error: str = ""
+    again: float = 0.0  # monotonic time before which a live run is not judged again
+
+    @property
+    def alarms(self) -> list[Finding]:
+        """The findings that are more than a remark."""
+        return [finding for finding in self.findings if finding.severity != "info"]
+
+    @property
+    def health(self) -> str:
+        """The worst severity, "healthy" without an alarm."""
+        severities = {finding.severity for finding in self.findings}
+        return next((s for s in ("critical", "warning") if s in severities), "unknown" if self.error else "healthy")
+
+
+class Library:
+    """Every run at or below `root`, by its path relative to it. Safe to use from several threads.
+
+    A name from a URL is looked up among the folders that were found, never joined to a path.
+    """
+
+    def __init__(self, root: Path):
+        self.root = Path(root).resolve()
+        self._lock = threading.RLock()
+        self._runs: dict[str, Run] = {}
+        self._broken: dict[str, str] = {}
+        self._scanned = float("-inf")
+        self._refreshed: dict[str, float] = {}
+        self._judged: dict[str, Judgement] = {}
+        self._pending: dict[str, Future[Judgement]] = {}
+        self._judge = ThreadPoolExecutor(1, thread_name_prefix="layerwatch-judge")
+        self._judges: OrderedDict[str, Run] = OrderedDict()
+        self._memo: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def runs(self) -> dict[str, Run]:
+        """Name -> run, newest first."""
+        with self._lock:
+            if time.monotonic() - self._scanned > SCAN_SECONDS:
+                self._scan()
+            return dict(self._runs)
+
+    def broken(self) -> dict[str, str]:
+        """Name -> what is wrong, for folders that look like a run and cannot be read."""
+        self.runs()
+        with self._lock:
+            return dict(self._broken)
+
+    def run(self, name: str) -> Run:
+        """One run, refreshed.
+
+        Raises:
+            RunError: there is no such run below the root, or it cannot be read any more.
+        """
+        run = self.runs().get(name)
+        if run is None:
+            with self._lock:
+                self._scan()
+                run = self._runs.get(name)
+        if run is None:
+            reason = self._broken.get(name)
+            raise RunError(reason or f"There is no run named {name!r} in {self.root}. The Runs page lists what is there.")
+        now = time.monotonic()
+        if now - self._refreshed.get(name, float("-inf")) > REFRESH_SECONDS:
+            self._refreshed[name] = now
+            run.refresh()
+        return run
+
+    def judgement(self, name: str, wait: float = 0.0) -> Judgement | None:
+        """The findings of a run. Computed beside the requests; None while there are none yet.
+
+        A run that grew shows its previous findings until the new ones are ready, at most `wait` seconds from now.
+        """
+        stamp = self.run(name).fingerprint()
+        with self._lock:
+            known = self._judged.get(name)
+            if known and (known.stamp == stamp or time.monotonic() < known.again):
+                return known
+            future = self._pending.get(name)
+            if future is None:
+                future = self._pending[name] = self._judge.submit(self._find, name, self._runs[name].path)
+        try:
+            return future.result(timeout=wait)
+        except NotReady:
+            return known
+
+    def cursor(self, name: str) -> str:
+        """Changes when the log of a run, or what the detectors say of it, changed. "" asks for all runs."""
+        if not name:
+            parts = [f"{key}{run.fingerprint()}{run.live}{self._said(key)}" for key, run in self.runs().items()]
+            return hashlib.blake2b("|".join(parts).encode(), digest_size=8).hexdigest()
+        run = self.run(name)
+        self.judgement(name)
+        text = f"{run.fingerprint()}{run.live}{self._said(name)}"
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def memo(self, run: Run, key: Hashable, make: Callable[[], Result]) -> Result:
+        """`make()`, remembered until the run grows. The least recently used answers are forgotten."""
+        full = (str(run.path), run.fingerprint(), key)
+        with self._lock:
+            if full in self._memo:
+                self._memo.move_to_end(full)
+                return self._memo[full]
+        value = make()
+        with self._lock:
+            self._memo[full] = value
+            while len(self._memo) > MEMO_ENTRIES:
+                self._memo.popitem(last=False)
+        return value
+
+    def _said(self, name: str) -> str:
+        known = self._judged.get(name)
+        return known.stamp if known else ""
+
+    def _scan(self) -> None:
+        """Look for run folders. Known runs keep their object, and with it what they have read."""
+        runs, broken = {}, {}
+        for folder in run_folders(self.root):
+            name = folder.relative_to(self.root).as_posix() if folder != self.root else self.root.name
+            try:
+                runs[name] = self._runs.get(name) or Run(folder)
+            except (RunError, OSError) as error:
+                broken[name] = str(error)
+        newest = sorted(runs, key=lambda name: -float(runs[name].info.get("created") or 0))
+        self._runs = {name: runs[name] for name in newest}
+        self._broken = broken
+        self._scanned = time.monotonic()
+
+    def _find(self, name: str, path: Path) -> Judgement:
+        """Judge a run on a reader of its own, because a reader is locked while its detectors work."""
+        began, stamp = time.monotonic(), ""
+        try:
+            judge = self._judges.pop(name, None) or Run(path)
+            self._judges[name] = judge
+            if len(self._judges) > 3:
+                self._judges.popitem(last=False)
+            judge.refresh()
+            stamp = judge.fingerprint()
+            result = Judgement(stamp, judge.findings(), judge.notes(), again=_later(began))
+        except Exception as error:  # a detector may raise anything; the page must still open
+            log.exception("the detectors failed on %s", path)
+            result = Judgement(stamp, error=f"{type(error).__name__}: {error}", again=_later(began))
+        with self._lock:
+            self._judged[name] = result
+            self._pending.pop(name, None)
+        return result
+
+
+def _later(began: float) -> float:
+    """Judging may take at most about a fifth of the time."""
+    now = time.monotonic()
+    return now + min(4 * (now - began), 60.0)

@@ -1,0 +1,98 @@
+"""How numbers, times and names are written: three significant digits everywhere, SI above ten thousand."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+
+MISSING = "–"  # noqa: RUF001 - an en dash is the usual mark of a missing value
+_SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def number(value: object) -> str:
+    """A number in at most three significant digits: 0.0312, 4,210, 12.3k, 5.1M, 3.2e-7; – when there is none."""
+    if value is None or isinstance(value, str):
+        return value or MISSING
+    x = float(value)  # pyright: ignore[reportArgumentType] - anything float() accepts
+    if math.isnan(x):
+        return MISSING
+    if math.isinf(x):
+        return "∞" if x > 0 else "−∞"  # noqa: RUF001
+    size = abs(x)
+    if size >= 9999.5:
+        return _large(x)
+    if size >= 999.5:
+        return f"{x:,.0f}"
+    if size >= 1e-3 or x == 0:
+        return f"{x:.3g}"
+    mantissa, exponent = f"{x:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def _large(x: float) -> str:
+    for scale, suffix in _SI:
+        if abs(x) >= scale * 0.9995:
+            return f"{x / scale:.3g}{suffix}" if abs(x) < 1e18 else f"{x:.3g}"
+    return f"{x:.3g}"
+
+
+def integer(value: object) -> str:
+    """A count with thousands separators; – when there is none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return MISSING
+    return f"{int(value):,}"  # pyright: ignore[reportArgumentType]
+
+
+def share(value: float | None) -> str:
+    """A share of one as a percentage."""
+    return MISSING if value is None or not math.isfinite(value) else f"{number(100 * value)} %"
+
+
+def duration(seconds: float | None) -> str:
+    """A time span in its two largest units: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return MISSING
+    if seconds < 10:
+        return f"{number(seconds)} s"
+    whole = round(seconds)
+    for size, unit, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit} {rest} {small}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def age(moment: float | None, now: float | None = None) -> str:
+    """How long ago a unix time was: "just now", "5 min ago"."""
+    if moment is None or not math.isfinite(moment):
+        return MISSING
+    seconds = (time.time() if now is None else now) - moment
+    if seconds < 5:
+        return "just now"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} ago"
+    return f"{int(seconds)} s ago"
+
+
+def words(code: str) -> str:
+    """A problem code as words: vanishing_gradients -> Vanishing gradients."""
+    text = code.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def short(name: str, width: int = 32) -> str:
+    """The end of a long tensor name, which is where names differ: …layer.0.attention.query.weight."""
+    return name if len(name) <= width else "…" + name[-(width - 1) :]
+
+
+def rounded(values: np.ndarray, digits: int = 7) -> list[float | None]:
+    """Values as a plain list for the browser, rounded to significant digits; None where not finite."""
+    values = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(values)
+    safe = np.where(finite & (values != 0), np.abs(values), 1.0)
+    scale = 10.0 ** (digits - 1 - np.floor(np.log10(safe)).clip(-290, 290))
+    out = np.where(finite, np.round(values * scale) / scale, np.nan)
+    return [float(v) if ok else None for v, ok in zip(out, finite, strict=True)]

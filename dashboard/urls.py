@@ -1,0 +1,65 @@
+"""The address of a view: everything that is on screen can be said in a URL, and a URL opens exactly that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+#: The pages of a run in the order of the navigation: slug -> the word in the navigation.
+RUN_PAGES = {
+    "overview": "Overview",
+    "gradient-flow": "Gradient flow",
+    "layer": "Layer",
+    "drift": "Drift",
+    "overfitting": "Overfitting",
+    "compare": "Compare",
+    "alerts": "Alerts",
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """One page of one run (page "runs" has none) and the choices made on it."""
+
+    page: str = "runs"
+    run: str = ""
+    params: dict[str, str] = field(default_factory=dict)
+
+
+def parse(path: str, search: str = "") -> View:
+    """Read an address. An unknown path is the page "missing"."""
+    params = dict(parse_qsl(search.lstrip("?")))
+    parts = [part for part in path.split("/") if part]
+    if not parts:
+        return View("runs", "", params)
+    if parts[0] != "run" or len(parts) == 1:
+        return View("missing", unquote(path), params)
+    page = parts.pop() if len(parts) > 2 and parts[-1] in RUN_PAGES else "overview"
+    return View(page, unquote("/".join(parts[1:])), params)
+
+
+def href(page: str, run: str = "", **params: str) -> str:
+    """Write an address. `run` is the run's path relative to the root."""
+    if page == "runs" or not run:
+        return "/"
+    query = "?" + urlencode(params) if params else ""
+    return f"/run/{quote(run)}/{page}{query}"
+
+
+def step_range(text: str | None) -> tuple[float, float] | None:
+    """Read a step range "low:high"; None when it is absent or makes no sense (a URL is user input)."""
+    try:
+        low, high = (float(part) for part in (text or "").split(":"))
+    except ValueError:
+        return None
+    return (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
+
+
+def fraction(text: object, default: float = 0.0, limit: float = 0.99) -> float:
+    """Read a share between 0 and `limit`; the default when the text is no number."""
+    try:
+        value = float(text)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        return default
+    return min(max(value, 0.0), limit) if math.isfinite(value) else default
