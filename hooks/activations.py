@@ -35,7 +35,7 @@ class ActivationTap:
         self,
         modules: list[tuple[str, nn.Module]],
         guard: Callable[[Callable[..., None]], Callable[..., None]],
-    ):
+    ) -> None:
         self._modules = modules
         self._record = guard(self.record)
         self._handles: list[RemovableHandle] = []
@@ -76,7 +76,7 @@ class ActivationTap:
 class _Hook:
     """The forward hook of one module. A copied or pickled model carries an empty hook instead."""
 
-    def __init__(self, record: Callable[[str, nn.Module, Any], None], name: str):
+    def __init__(self, record: Callable[[str, nn.Module, Any], None], name: str) -> None:
         self._record, self._name = record, name
 
     def __call__(self, module: nn.Module, _inputs: Any, output: Any) -> None:

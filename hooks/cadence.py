@@ -23,7 +23,7 @@ class Cadence:
         (factor 0.3 per capture).
     """
 
-    def __init__(self, every: Every, budget: float):
+    def __init__(self, every: Every, budget: float) -> None:
         if every != "auto" and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
             raise ValueError(f'expected every="auto" or a whole number of steps from 1, got every={every!r}')
         if not 0.0 < budget < 1.0:
@@ -70,7 +70,8 @@ class Cadence:
         self._last = (step, now, used)
         if self.every == "auto":
             if not math.isnan(self._mean_step):
-                self.interval = max(1, math.ceil(self._mean_cost / (self.budget * max(self._mean_step, 1e-9))))
+                allowance = self.budget * max(self._mean_step, 1e-9)
+                self.interval = max(1, math.ceil(self._mean_cost / allowance))
             in_debt = self.overhead > self.budget  # the first, dense captures are paid back at half speed
             self._next = step + self.interval * (2 if in_debt else 1)
 

@@ -31,7 +31,7 @@ class Capture:
     def __init__(
         self, log: LogWriter, tensors: list[WatchedTensor], modules: list[tuple[str, nn.Module]],
         state: Mapping[str, Tensor] | None, from_start: bool, updates: bool, guard: Guard,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         self._log, self._tensors, self._updates = log, tensors, updates
         self._state, self._from_start = state, from_start
         self.tap = ActivationTap(modules, guard)
@@ -71,7 +71,8 @@ class Capture:
             self._reference.put(name, tensor)
         if missing:
             some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-            text = f"{len(missing)} of {len(tensors)} tensors have no counterpart of their shape in the reference: {some}"
+            share = f"{len(missing)} of {len(tensors)} tensors"
+            text = f"{share} have no counterpart of their shape in the reference: {some}"
             self._log.event(step, "note", text)
             self._log.update_info(notes=[*self._log.info["notes"], text])
 

@@ -88,7 +88,8 @@ def load_state(source: Source) -> Mapping[str, Tensor]:
         path = Path(str(source))
         if not path.is_file():
             raise ValueError(
-                f'expected reference="start", None, a state_dict or a checkpoint file, got {str(source)!r}: no such file'
+                f'expected reference="start", None, a state_dict or a checkpoint file, got {str(source)!r}: '
+                "no such file"
             )
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

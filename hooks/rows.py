@@ -33,7 +33,8 @@ class Rows:
         if not math.isfinite(summary.min):  # nothing finite
             columns["min"][-1] = columns["max"][-1] = None
         others = {
-            "step": step, "time": time, "tensor": tensor, "kind": kind, "stage": stage, "state": state, "skipped": False,
+            "step": step, "time": time, "tensor": tensor, "kind": kind,
+            "stage": stage, "state": state, "skipped": False,
         }  # fmt: skip
         for name, value in others.items():
             columns[name].append(value)

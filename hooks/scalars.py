@@ -22,7 +22,7 @@ def number(name: str, value: Any) -> float | Tensor:
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
             raise TypeError(
-                f"expected a number for {name!r}, got a tensor of shape {tuple(value.shape)}: log its mean, say"
+                f"expected a number for {name!r}, got a tensor of shape {tuple(value.shape)}: log its mean"
             )
         value = value.detach()
         return float(value) if value.device.type == "cpu" else value.reshape(())
@@ -39,7 +39,7 @@ def number(name: str, value: Any) -> float | Tensor:
 class PendingScalars:
     """Writes scalars; copies from an accelerator are asynchronous and written once they have arrived."""
 
-    def __init__(self, log: LogWriter):
+    def __init__(self, log: LogWriter) -> None:
         self._log = log
         self._pending: list[tuple[int, float, str, Tensor, Any]] = []
 

@@ -21,7 +21,7 @@ class Values:
     """Stores the values of small tensors, thinned to `SHARE` of the log; the first and the last are always
     kept."""
 
-    def __init__(self, log: LogWriter, tensors: Sequence[WatchedTensor]):
+    def __init__(self, log: LogWriter, tensors: Sequence[WatchedTensor]) -> None:
         self._log, self._tensors = log, tensors
         self._allowed = 0.0
         self._used = 0.0

@@ -135,10 +135,11 @@ class Watcher:
     0)."""
 
     def __init__(
-        self, log: LogWriter | None, run: Path, tensors: list[WatchedTensor], modules: list[tuple[str, nn.Module]],
+        self, log: LogWriter | None, run: Path, tensors: list[WatchedTensor],
+        modules: list[tuple[str, nn.Module]],
         optimizers: list[Optimizer], cadence: Cadence, state: Mapping[str, Tensor] | None, reference: Source,
         updates: bool, on_finding: Callable[[Finding], None] | None, first_step: int,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         self.run, self.step = run, first_step
         self._first_step = first_step
         self._optimizers = list(optimizers)
@@ -401,13 +402,15 @@ def _check_parameters(
     names = ", ".join(type(m).__name__ for m in models)
     if not any(p.requires_grad for m in models for p in m.parameters()):
         raise ValueError(
-            f"expected a model with at least one trainable parameter, got {names} with none: is requires_grad off everywhere?"
+            f"expected a model with at least one trainable parameter, got {names} with none: "
+            "is requires_grad off everywhere?"
         )
     owned = {id(p) for m in models for p in m.parameters()}
     for optimizer in optimizers:
         if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
             raise ValueError(
-                f"expected an optimizer of the model's parameters, but this {type(optimizer).__name__} owns none of those of "
+                "expected an optimizer of the model's parameters, "
+                f"but this {type(optimizer).__name__} owns none of those of "
                 f"{names}: was it made for another model, or before the model was moved or rebuilt?"
             )
 

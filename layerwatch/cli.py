@@ -29,10 +29,14 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = _Parser(prog="layerwatch", description="Training monitoring and weight-drift dashboard for PyTorch.")
+    parser = _Parser(
+        prog="layerwatch", description="Training monitoring and weight-drift dashboard for PyTorch."
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
-    def command(name: str, work: Callable[[argparse.Namespace], int], about: str, example: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, work: Callable[[argparse.Namespace], int], about: str, example: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about, epilog=f"example: {example}")
         sub.set_defaults(work=work)
         return sub
@@ -41,14 +45,21 @@ def build_parser() -> argparse.ArgumentParser:
         "demo", _demo, "train five small real networks, print the findings, serve the dashboard on them",
         "layerwatch demo --dir demo-runs --no-serve",
     )  # fmt: skip
-    demo.add_argument("--dir", type=Path, default=Path("demo-runs"), help="where the runs go (default: %(default)s)")
+    demo.add_argument(
+        "--dir", type=Path, default=Path("demo-runs"), help="where the runs go (default: %(default)s)"
+    )
     demo.add_argument("--no-serve", action="store_true", help="stop after the findings")
     demo.add_argument("--port", type=int, default=8050, help="port of the dashboard (default: %(default)s)")
 
     dashboard = command(
-        "dashboard", _dashboard, "serve the dashboard on every run below a folder", "layerwatch dashboard runs --port 8050"
+        "dashboard",
+        _dashboard,
+        "serve the dashboard on every run below a folder",
+        "layerwatch dashboard runs --port 8050",
     )
-    dashboard.add_argument("dir", nargs="?", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
+    dashboard.add_argument(
+        "dir", nargs="?", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)"
+    )
     dashboard.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     dashboard.add_argument("--port", type=int, default=8050, help="port to listen at (default: %(default)s)")
 
@@ -58,15 +69,24 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     check.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     check.add_argument(
-        "--baseline", nargs="+", action="extend", default=[], metavar="RUN", help="earlier good runs to compare with"
+        "--baseline",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="RUN",
+        help="earlier good runs to compare with",
     )
     check.add_argument("--format", choices=("text", "json"), default="text", help="(default: %(default)s)")
     check.add_argument(
-        "--fail-on", choices=SEVERITIES[1:], help="exit with 1 when a finding is at least so severe (default: never)"
+        "--fail-on",
+        choices=SEVERITIES[1:],
+        help="exit with 1 when a finding is at least so severe (default: never)",
     )
 
     runs = command("runs", _runs, "list the runs below a folder", "layerwatch runs runs")
-    runs.add_argument("dir", nargs="?", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
+    runs.add_argument(
+        "dir", nargs="?", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)"
+    )
 
     export = command(
         "export", _export, "write a run as one tidy table: one row per step, tensor and kind",
@@ -118,9 +138,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _dashboard(options: argparse.Namespace) -> int:
     if options.dir.exists() and not options.dir.is_dir():
-        raise ValueError(f"expected a folder of runs, but {options.dir} is a file: give the folder above the runs")
+        raise ValueError(
+            f"expected a folder of runs, but {options.dir} is a file: give the folder above the runs"
+        )
     if not options.dir.exists():
-        raise ValueError(f"expected a folder of runs, but {options.dir} does not exist: check the path, or train with watch(...)")
+        raise ValueError(
+            f"expected a folder of runs, but {options.dir} does not exist: "
+            "check the path, or train with watch(...)"
+        )
     _check_port(options.port)
     from .dashboard import serve
 
@@ -141,7 +166,9 @@ def _check(options: argparse.Namespace) -> int:
             "version": 1,
             "runs": [run.name for run in runs],
             "findings": [f.to_dict() for _, findings, _ in found for f in findings],
-            "notes": [note if len(runs) == 1 else f"{run.name}: {note}" for run, _, notes in found for note in notes],
+            "notes": [
+                note if len(runs) == 1 else f"{run.name}: {note}" for run, _, notes in found for note in notes
+            ],
         }
         print(json.dumps(document, indent=1, allow_nan=False))
     else:
@@ -156,7 +183,10 @@ def _open(path: str) -> Run:
 
     run = Run(path)
     if run.last_step < 0:
-        raise RunError(f"the run {path} is empty: nothing is captured yet, wait for its first steps or check the training")
+        raise RunError(
+            f"the run {path} is empty: nothing is captured yet, "
+            "wait for its first steps or check the training"
+        )
     return run
 
 
@@ -207,9 +237,17 @@ def _print_findings(run: Run, findings: list[Finding] | None = None, notes: Sequ
     if findings:
         table = _table("severity", "problem", "where", "steps", "what, and what to try first")
         for f in findings:
-            where = "\n".join(escape(name) for name in f.layers[:3]) + (f"\n+{len(f.layers) - 3} more" if len(f.layers) > 3 else "")
+            where = "\n".join(escape(name) for name in f.layers[:3]) + (
+                f"\n+{len(f.layers) - 3} more" if len(f.layers) > 3 else ""
+            )
             what = f"{escape(f.summary)}\n[dim]{escape(f.advice)}[/]"
-            table.add_row(f"[{STYLES[f.severity]}]{f.severity}[/]", f.problem, where, f"{f.first_step}-{f.last_step}", what)
+            table.add_row(
+                f"[{STYLES[f.severity]}]{f.severity}[/]",
+                f.problem,
+                where,
+                f"{f.first_step}-{f.last_step}",
+                what,
+            )
         _say(table)
     for note in notes:
         _say(f"[dim]note: {escape(note)}[/]")

@@ -25,9 +25,9 @@ EXTRA = {
 }
 #: The columns of the `stats` table that `stats_frame` needs.
 NEEDED = [
-    "step", "time", "tensor", "captures", "count", "sum", "sum_sq", "min", "max", "zeros", "subnormals", "nans",
-    "pos_infs", "neg_infs", "buckets", "counts", "ref_sum_sq", "dot", "lost", "samples", "units", "active", "stage",
-    "state", "skipped",
+    "step", "time", "tensor", "captures", "count", "sum", "sum_sq", "min", "max", "zeros", "subnormals",
+    "nans", "pos_infs", "neg_infs", "buckets", "counts", "ref_sum_sq", "dot", "lost", "samples", "units",
+    "active", "stage", "state", "skipped",
 ]  # fmt: skip
 
 
@@ -37,7 +37,8 @@ def columns_of(kind: str) -> list[str]:
 
 
 def needed(columns: Sequence[str]) -> list[str]:
-    """The columns of the `stats` table that these derived columns need: histograms are most of a log, read only for quantiles."""
+    """The columns of the `stats` table that these derived columns need: histograms are most of a log, read
+    only for quantiles."""
     spared = set()
     if not set(QUANTILES) & set(columns):
         spared |= {"buckets", "counts"}
@@ -49,9 +50,9 @@ def needed(columns: Sequence[str]) -> list[str]:
 def stats_frame(table: pa.Table, kind: str) -> pd.DataFrame:
     """Derived statistics, one row per row of `table` (columns `needed`), in the same order.
 
-    mean, std, norm, rms and the quantiles cover the finite elements and are NaN when there is none. std divides by n.
-    norm is the L2 norm, rms is norm / sqrt(finite elements). ratio is |update| / |weight before the step|, along the
-    cosine between the two.
+    mean, std, norm, rms and the quantiles cover the finite elements and are NaN when there is none. std
+    divides by n. norm is the L2 norm, rms is norm / sqrt(finite elements). ratio is |update| / |weight before
+    the step|, along the cosine between the two.
     """
     raw = {name: _numbers(table, name) for name in table.column_names if _is_number(table, name)}
     finite = raw["count"] - raw["nans"] - raw["pos_infs"] - raw["neg_infs"]
@@ -121,7 +122,8 @@ def drift_frame(table: pa.Table) -> pd.DataFrame:
 
 
 def histogram_rows(table: pa.Table) -> tuple[NDArray, NDArray, NDArray]:
-    """All histograms of `table` flattened: row index, bucket number, count; zeros and subnormals are in bucket 0.
+    """All histograms of `table` flattened: row index, bucket number, count; zeros and subnormals are in
+    bucket 0.
 
     Sorted by row, then bucket.
     """
@@ -141,9 +143,13 @@ def histogram_rows(table: pa.Table) -> tuple[NDArray, NDArray, NDArray]:
 
 
 def histogram_frame(table: pa.Table) -> pd.DataFrame:
-    """step, low, high, count of every non-empty bucket; zeros as (0, 0) and subnormals as (-2^-126, 2^-126)."""
+    """step, low, high, count of every non-empty bucket; zeros as (0, 0) and subnormals as (-2^-126,
+    2^-126)."""
     step = _numbers(table, "step").astype(np.int64)
-    zeros, subnormals = _numbers(table, "zeros").astype(np.int64), _numbers(table, "subnormals").astype(np.int64)
+    zeros, subnormals = (
+        _numbers(table, "zeros").astype(np.int64),
+        _numbers(table, "subnormals").astype(np.int64),
+    )
     row, bucket, count = histogram_rows(table)
     low, high = bucket_edges(bucket)
     count = np.where(bucket == 0, zeros[row], count)

@@ -1,4 +1,5 @@
-"""The errors that a reader of runs can meet. Each message says what was expected, what came, what to do next."""
+"""The errors that a reader of runs can meet. Each message says what was expected, what came, what to do
+next."""
 
 from __future__ import annotations
 

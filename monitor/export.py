@@ -15,7 +15,8 @@ SUFFIXES = (".parquet", ".csv")
 
 
 def tidy(run: Run) -> pd.DataFrame:
-    """step, tensor, kind, then every statistic of `Run.stats`; relative_l2, cosine, sign_flips on the weight rows.
+    """step, tensor, kind, then every statistic of `Run.stats`; relative_l2, cosine, sign_flips on the weight
+    rows.
 
     Columns that do not apply to a kind are empty there.
     """
@@ -23,14 +24,22 @@ def tidy(run: Run) -> pd.DataFrame:
     for kind in ("initial_weight", "weight", "gradient", "update", "activation"):
         frame = run.stats(kind).assign(kind=kind)
         if kind == "weight":
-            frame = frame.merge(run.drift()[["step", "tensor", "relative_l2", "cosine", "sign_flips"]], "left", ["step", "tensor"])
+            frame = frame.merge(
+                run.drift()[["step", "tensor", "relative_l2", "cosine", "sign_flips"]],
+                "left",
+                ["step", "tensor"],
+            )
         frames.append(frame)
     extra = [c for columns in EXTRA.values() for c in columns]
-    columns = list(dict.fromkeys(["step", "tensor", "kind", *COMMON, *extra, "relative_l2", "cosine", "sign_flips"]))
+    columns = list(
+        dict.fromkeys(["step", "tensor", "kind", *COMMON, *extra, "relative_l2", "cosine", "sign_flips"])
+    )
     filled = [f.reindex(columns=columns) for f in frames if len(f)]
     if not filled:
         return pd.DataFrame(columns=columns)
-    return pd.concat([f.astype({c: "object" for c in columns if f[c].isna().all()}) for f in filled], ignore_index=True).infer_objects()
+    return pd.concat(
+        [f.astype({c: "object" for c in columns if f[c].isna().all()}) for f in filled], ignore_index=True
+    ).infer_objects()
 
 
 def export(run: Run, out: str | Path) -> int:
@@ -41,9 +50,13 @@ def export(run: Run, out: str | Path) -> int:
     """
     target = Path(out)
     if target.suffix not in SUFFIXES:
-        raise RunError(f"expected an output that ends in {' or '.join(SUFFIXES)}, got {str(out)!r}: choose one of them")
+        raise RunError(
+            f"expected an output that ends in {' or '.join(SUFFIXES)}, got {str(out)!r}: choose one of them"
+        )
     if not target.resolve().parent.is_dir():
-        raise RunError(f"expected an existing folder for the output, but {target.parent} is none: make it first")
+        raise RunError(
+            f"expected an existing folder for the output, but {target.parent} is none: make it first"
+        )
     frame = tidy(run)
     if frame.empty:
         raise RunError(f"the run {run.path} holds no captured step yet: there is nothing to export")

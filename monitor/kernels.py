@@ -1,7 +1,7 @@
 """One pass over memory per tensor: the compiled loops behind every summary (numba, cached on disk).
 
-All kernels take flat, contiguous arrays. Sums are accumulated in double. A block of 2,048 elements stays in the
-L1 cache between the two loops that read it; measured faster than one interleaved loop.
+All kernels take flat, contiguous arrays. Sums are accumulated in double. A block of 2,048 elements stays in
+the L1 cache between the two loops that read it; measured faster than one interleaved loop.
 The histogram index of a float32 is its top 11 bits: sign, exponent, two bits of mantissa.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 BLOCK = 2048
 #: Indices per sign of the float64 histogram: 4 * (exponent + 127) + sub-bucket, exponents -127 .. 1024.
@@ -18,7 +19,7 @@ _FLAGS = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @njit(cache=True, nogil=True, fastmath=_FLAGS)
-def _finite_moments(x, start, end):
+def _finite_moments(x: NDArray, start: int, end: int) -> tuple[float, float, int]:
     """Sum, sum of squares and number of zeros of x[start:end]; NaN or infinite if any element is."""
     total = 0.0
     squares = 0.0
@@ -32,7 +33,7 @@ def _finite_moments(x, start, end):
 
 
 @njit(cache=True, nogil=True)
-def _ordered_range32(keys, start, end):
+def _ordered_range32(keys: NDArray, start: int, end: int) -> tuple[int, int]:
     """Smallest and largest float32 of keys[start:end] (int32 views), compared as ordered integers."""
     low = np.int32(0x7FFFFFFF)
     high = np.int32(-0x80000000)
@@ -45,7 +46,7 @@ def _ordered_range32(keys, start, end):
 
 
 @njit(cache=True, nogil=True)
-def _slow_moments(x, start, end, out):
+def _slow_moments(x: NDArray, start: int, end: int, out: NDArray) -> None:
     """The same with NaN and infinities counted apart; adds to out (see `summarise32`)."""
     for i in range(start, end):
         v = np.float64(x[i])
@@ -66,12 +67,13 @@ def _slow_moments(x, start, end, out):
 
 
 @njit(cache=True, nogil=True)
-def summarise32(x, keys, histogram, out):
+def summarise32(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> None:
     """Add the statistics of a float32 array to `out` and `histogram`.
 
     Args:
         x: float32 (n,). keys: the same memory as int32. histogram: int64 (2048,).
-        out: float64 (8,): sum, sum of squares, min, max, zeros, nans, +infs, -infs. min/max must start at +inf/-inf.
+        out: float64 (8,): sum, sum of squares, min, max, zeros, nans, +infs, -infs. min/max must start at
+            +inf/-inf.
     """
     low = np.int32(0x7FFFFFFF)
     high = np.int32(-0x80000000)
@@ -99,8 +101,9 @@ def summarise32(x, keys, histogram, out):
 
 
 @njit(cache=True, nogil=True)
-def summarise64(x, keys, histogram, out):
-    """`summarise32` for float64 and its int64 view; histogram: int64 (2 * WIDE,), negative values in the second half."""
+def summarise64(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> None:
+    """`summarise32` for float64 and its int64 view; histogram: int64 (2 * WIDE,), negative values in the
+    second half."""
     for start in range(0, x.size, BLOCK):
         end = min(start + BLOCK, x.size)
         for i in range(start, end):
@@ -113,7 +116,7 @@ def summarise64(x, keys, histogram, out):
 
 
 @njit(cache=True, nogil=True, fastmath=_FLAGS)
-def _pair_sums(difference, reference):
+def _pair_sums(difference: NDArray, reference: NDArray) -> tuple[float, float]:
     dot = 0.0
     squares = 0.0
     for i in range(difference.size):
@@ -124,7 +127,7 @@ def _pair_sums(difference, reference):
 
 
 @njit(cache=True, nogil=True)
-def update32(before, after, gradient, difference, out):
+def update32(before: NDArray, after: NDArray, gradient: NDArray, difference: NDArray, out: NDArray) -> None:
     """after - before into `difference`; out (3,): <before, difference>, |before|^2, updates lost to rounding.
 
     `gradient` may be empty: then nothing is counted as lost.
@@ -140,8 +143,9 @@ def update32(before, after, gradient, difference, out):
 
 
 @njit(cache=True, nogil=True, fastmath=_FLAGS)
-def drift32(now, reference, out):
-    """out (4,): |now - reference|^2, <now, reference>, |reference|^2, sign flips; both float32 or float64 (n,)."""
+def drift32(now: NDArray, reference: NDArray, out: NDArray) -> None:
+    """out (4,): |now - reference|^2, <now, reference>, |reference|^2, sign flips; both float32 or float64
+    (n,)."""
     distance = 0.0
     dot = 0.0
     squares = 0.0
@@ -161,7 +165,7 @@ def drift32(now, reference, out):
 
 
 @njit(cache=True, nogil=True)
-def drift_bf16(now, reference_bits, out):
+def drift_bf16(now: NDArray, reference_bits: NDArray, out: NDArray) -> None:
     """`drift32` against a bf16 copy of the reference, given as int16 (n,)."""
     wide = np.empty(BLOCK, np.int32)
     part = np.empty(4, np.float64)
@@ -175,7 +179,7 @@ def drift_bf16(now, reference_bits, out):
 
 
 @njit(cache=True, nogil=True)
-def active_rows(x, active):
+def active_rows(x: NDArray, active: NDArray) -> None:
     """active[i] |= any(x[i] != 0); x (units, k). A live row ends its search at its first nonzero element."""
     for i in range(x.shape[0]):
         if active[i]:
@@ -187,7 +191,7 @@ def active_rows(x, active):
 
 
 @njit(cache=True, nogil=True)
-def active_columns(x, active):
+def active_columns(x: NDArray, active: NDArray) -> None:
     """active[j] |= any(x[:, j] != 0); x (samples, units). Stops when every unit was seen active."""
     left = 0
     for j in range(active.size):

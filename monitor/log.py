@@ -4,9 +4,9 @@
     <run>/wal/r0-000003.wal                what came last, readable by `Run`
     <run>/stats/r0-000001-000002.parquet   the rest; likewise values/, scalars/, events/
 
-A part is named after the range of write-ahead files it holds and is written whole, then renamed. A reader ignores
-a write-ahead file, or a part, whose range a wider part of the same table covers: there is no moment at which a row is
-missing or double, and nothing but names has to agree.
+A part is named after the range of write-ahead files it holds and is written whole, then renamed. A reader
+ignores a write-ahead file, or a part, whose range a wider part of the same table covers: there is no moment
+at which a row is missing or double, and nothing but names has to agree.
 """
 
 from __future__ import annotations
@@ -93,14 +93,16 @@ class LogWriter:
         RunError: the path cannot be a run folder, or there is nothing to resume.
     """
 
-    def __init__(self, path: Path, info: dict[str, Any], *, resume: bool = False, writer: str = "r0"):
+    def __init__(self, path: Path, info: dict[str, Any], *, resume: bool = False, writer: str = "r0") -> None:
         self.path, self.writer = path, writer
         self._claim(resume)
         self.info = {"schema_version": SCHEMA_VERSION, "created": time.time(), **info, "closed": False}
         if resume:
             old = json.loads((path / "run.json").read_text())
             self.info["created"] = old.get("created", self.info["created"])
-        taken = [s.last for folder in ("wal", *TABLES) for p in (path / folder).glob("*") if (s := Span.of(p))]
+        taken = [
+            s.last for folder in ("wal", *TABLES) for p in (path / folder).glob("*") if (s := Span.of(p))
+        ]
         self._sequence = max(taken, default=0)
         self._thread: threading.Thread | None = None
         self.rows_bytes = 0  # appended to `stats`: the measure for thinning the values
@@ -114,7 +116,8 @@ class LogWriter:
         exists = (path / "run.json").exists()
         if exists and not resume:
             raise RunExistsError(
-                f"the run {path} exists already: pass resume=True to continue it, or another run= to start a new one"
+                f"the run {path} exists already: "
+                "pass resume=True to continue it, or another run= to start a new one"
             )
         if resume and not exists:
             raise RunError(f"expected a run to resume at {path}, found none: drop resume=True to start it")
@@ -166,7 +169,8 @@ class LogWriter:
             self._thread.start()
 
     def _compact_closed(self, before: int) -> None:
-        """In the background: write-ahead files before this number become Parquet. What fails stays readable as it is."""
+        """In the background: write-ahead files before this number become Parquet. What fails stays readable
+        as it is."""
         try:
             for span in list(spans(self.path / "wal", ".wal")):
                 if span.writer == self.writer and span.last < before:
@@ -188,7 +192,8 @@ class LogWriter:
 
 
 def compact_wal(run: Path, span: Span) -> None:
-    """Write the Parquet parts of one finished write-ahead file, then delete it. May be interrupted at any point."""
+    """Write the Parquet parts of one finished write-ahead file, then delete it. May be interrupted at any
+    point."""
     wal = run / "wal" / f"{span.stem}.wal"
     reader = WalReader(wal)
     reader.read()
@@ -205,7 +210,12 @@ def write_part(run: Path, table: str, span: Span, batches: Sequence[pa.RecordBat
     temporary = target.with_name(f".{target.name}.tmp")
     strings = [f.name for f in TABLES[table] if pa.types.is_string(f.type)]
     pq.write_table(
-        content, temporary, compression="zstd", use_dictionary=strings, row_group_size=ROW_GROUP, write_page_checksum=True
+        content,
+        temporary,
+        compression="zstd",
+        use_dictionary=strings,
+        row_group_size=ROW_GROUP,
+        write_page_checksum=True,
     )
     os.replace(temporary, target)
     return target
@@ -214,8 +224,8 @@ def write_part(run: Path, table: str, span: Span, batches: Sequence[pa.RecordBat
 def compact(run: Path, *, limit: int | None = None) -> int:
     """Turn write-ahead files into Parquet and merge each table's parts into one.
 
-    Only for a run that no process writes. `limit`: leave tables alone whose parts together exceed so many bytes.
-    Returns the number of files that were replaced.
+    Only for a run that no process writes. `limit`: leave tables alone whose parts together exceed so many
+    bytes. Returns the number of files that were replaced.
     """
     replaced = 0
     for span in list(spans(run / "wal", ".wal")):
@@ -229,7 +239,9 @@ def compact(run: Path, *, limit: int | None = None) -> int:
             if len(parts) < 2 or (limit is not None and size > limit):
                 continue
             batches = [b for p in parts.values() for b in pq.read_table(p, schema=TABLES[table]).to_batches()]
-            write_part(run, table, Span(writer, min(s.first for s in parts), max(s.last for s in parts)), batches)
+            write_part(
+                run, table, Span(writer, min(s.first for s in parts), max(s.last for s in parts)), batches
+            )
             replaced += len(parts)
             _remove_covered(run / table)
     return replaced

@@ -17,9 +17,10 @@ from .wal import WalReader
 
 
 class LogReader:
-    """The tables of one run folder. `refresh` looks at the disk; `table` answers from what it saw. Thread-safe."""
+    """The tables of one run folder. `refresh` looks at the disk; `table` answers from what it saw.
+    Thread-safe."""
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path) -> None:
         self.run = run
         self._lock = threading.Lock()
         self._wals: dict[Span, WalReader] = {}
@@ -30,7 +31,8 @@ class LogReader:
     def refresh(self) -> bool:
         """True when something new is on disk."""
         with self._lock:
-            # Write-ahead files first: one that is compacted meanwhile is then covered by a part, never lost between.
+            # Write-ahead files first: one that is compacted meanwhile is then covered by a part, never lost
+            # between.
             news = self._follow()
             parts = {table: spans(self.run / table, ".parquet") for table in TABLES}
             if parts != self._parts:
@@ -80,12 +82,19 @@ class LogReader:
         with self._lock:
             parts = dict(self._parts[name])
             batches = [
-                b for s, r in sorted(self._wals.items()) if not any(p.covers(s) for p in parts) for b in r.tables[name]
+                b
+                for s, r in sorted(self._wals.items())
+                if not any(p.covers(s) for p in parts)
+                for b in r.tables[name]
             ]
-        pieces = [t for path in parts.values() if (t := self._read_part(path, schema, columns, clauses)) is not None]
+        pieces = [
+            t for path in parts.values() if (t := self._read_part(path, schema, columns, clauses)) is not None
+        ]
         live = pa.Table.from_batches(batches, schema)
         for column, allowed in where.items():
-            live = live.filter(pc.is_in(live[column], value_set=pa.array(list(allowed), schema.field(column).type)))
+            live = live.filter(
+                pc.is_in(live[column], value_set=pa.array(list(allowed), schema.field(column).type))
+            )
         target = pa.schema([schema.field(c) for c in columns])
         return pa.concat_tables([t.select(columns).cast(target) for t in [*pieces, live]])
 

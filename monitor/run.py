@@ -33,7 +33,8 @@ Names = str | Sequence[str] | None
 
 
 def _cached(method: Callable[..., Result]) -> Callable[..., Result]:
-    """Keep a method's answer until `refresh` finds something new. Answers are shared: callers copy before they change."""
+    """Keep a method's answer until `refresh` finds something new. Answers are shared: callers copy before
+    they change."""
 
     @functools.wraps(method)
     def answer(self: Run, *args: Any, **named: Any) -> Result:
@@ -56,10 +57,11 @@ class Run:
     Raises:
         RunError: the path is no run, the run holds nothing yet, or a newer layerwatch wrote it.
 
-    Every table is read when asked for and kept until `refresh`, which picks up what a running training has added.
+    Every table is read when asked for and kept until `refresh`, which picks up what a running training has
+    added.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.name = self.path.resolve().name
         self._lock = threading.RLock()
@@ -133,9 +135,20 @@ class Run:
 
     @_cached
     def tensors(self) -> pd.DataFrame:
-        """The parameters in order of definition: tensor, names (aliases), role, shape, elements, dtype, module, depth,
-        trainable, state (the latest recorded)."""
-        columns = ["tensor", "names", "role", "shape", "elements", "dtype", "module", "depth", "trainable", "state"]
+        """The parameters in order of definition: tensor, names (aliases), role, shape, elements, dtype,
+        module, depth, trainable, state (the latest recorded)."""
+        columns = [
+            "tensor",
+            "names",
+            "role",
+            "shape",
+            "elements",
+            "dtype",
+            "module",
+            "depth",
+            "trainable",
+            "state",
+        ]
         rows = [{**entry, "depth": depth} for depth, entry in enumerate(self.info.get("tensors", []))]
         frame = pd.DataFrame(rows, columns=columns)
         latest = self._log.table("stats", ["tensor", "step", "state"], {"kind": ["weight"]}).to_pandas()
@@ -145,7 +158,8 @@ class Run:
 
     @_cached
     def modules(self) -> pd.DataFrame:
-        """The leaf modules in order of definition: module, type, depth. Their names are the tensors of activation rows."""
+        """The leaf modules in order of definition: module, type, depth. Their names are the tensors of
+        activation rows."""
         rows = [{**entry, "depth": depth} for depth, entry in enumerate(self.info.get("modules", []))]
         return pd.DataFrame(rows, columns=["module", "type", "depth"])
 
@@ -154,18 +168,24 @@ class Run:
         """Statistics by tensor (in order of definition), then step.
 
         Args:
-            kind: weight, initial_weight, gradient, update or activation; an unknown kind gives an empty frame.
+            kind: weight, initial_weight, gradient, update or activation; an unknown kind gives an empty
+                frame.
             tensor: one name, several, or None for all.
-            columns: only these, in this order. Without quantiles no histogram is read: much faster over many tensors.
+            columns: only these, in this order. Without quantiles no histogram is read: much faster over many
+                tensors.
 
         Returns:
-            step, time, tensor, count, mean, std, norm, rms, min, max, p01 .. p99, zeros, subnormals, nans, infs,
-            skipped, state; gradient: stage, units, active_units; update: lost, ratio, along; activation: samples,
-            units, active_units. Quantiles come from the histogram: exact to its bucket, a factor of at most 1.25.
+            step, time, tensor, count, mean, std, norm, rms, min, max, p01 .. p99, zeros, subnormals, nans,
+            infs, skipped, state; gradient: stage, units, active_units; update: lost, ratio, along;
+            activation: samples,
+            units, active_units. Quantiles come from the histogram: exact to its bucket, a factor of at most
+            1.25.
         """
         wanted = list(columns or columns_of(kind))
         if unknown := set(wanted) - set(columns_of(kind)):
-            raise ValueError(f"expected columns of {kind} rows, got {sorted(unknown)}: choose among {columns_of(kind)}")
+            raise ValueError(
+                f"expected columns of {kind} rows, got {sorted(unknown)}: choose among {columns_of(kind)}"
+            )
         return self._ordered(stats_frame(self._rows(kind, tensor, needed(wanted)), kind))[wanted]
 
     @_cached
@@ -176,11 +196,22 @@ class Run:
             step, time, tensor, relative_l2 = |w - r| / |r|, cosine, sign_flips, count, distance = |w - r|,
             reference_norm = |r|.
         """
-        columns = ["step", "time", "tensor", "count", "sum_sq", "ref_sum_sq", "dot", "residual_sq", "sign_flips"]
+        columns = [
+            "step",
+            "time",
+            "tensor",
+            "count",
+            "sum_sq",
+            "ref_sum_sq",
+            "dot",
+            "residual_sq",
+            "sign_flips",
+        ]
         return self._ordered(drift_frame(self._rows("drift", tensor, columns)))
 
     def histogram(self, kind: str, tensor: str, step: int | None = None) -> pd.DataFrame:
-        """One histogram: low, high, count per non-empty bucket, ascending; zeros are (0, 0), subnormals one row too.
+        """One histogram: low, high, count per non-empty bucket, ascending; zeros are (0, 0), subnormals one
+        row too.
 
         Args:
             step: the last captured step at or before it is taken; None means the latest.
@@ -226,20 +257,26 @@ class Run:
     def activity(self, kind: str, tensor: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Which units were active: steps (n,), bool (n, units).
 
-        A unit of an activation is active when its output was not zero for some sample; a unit of a gradient when some
-        element of its row of the weight received a nonzero gradient.
+        A unit of an activation is active when its output was not zero for some sample; a unit of a gradient
+        when some element of its row of the weight received a nonzero gradient.
         """
         rows = self._rows(kind, tensor, ["step", "units", "active"]).sort_by("step").to_pandas().dropna()
         if rows.empty:
             return np.empty(0, np.int64), np.empty((0, 0), bool)
         units = int(rows["units"].iloc[-1])
         rows = rows[rows["units"] == units]
-        return rows["step"].to_numpy(np.int64), np.stack([unpack_active(bits, units) for bits in rows["active"]])
+        return rows["step"].to_numpy(np.int64), np.stack(
+            [unpack_active(bits, units) for bits in rows["active"]]
+        )
 
     @_cached
     def events(self) -> pd.DataFrame:
         """What happened to the run itself: step, time, event, message."""
-        return self._log.table("events").to_pandas().sort_values(["time", "step"], kind="stable", ignore_index=True)
+        return (
+            self._log.table("events")
+            .to_pandas()
+            .sort_values(["time", "step"], kind="stable", ignore_index=True)
+        )
 
     def findings(self, baselines: Sequence[Run] = ()) -> list[Finding]:
         """What is wrong, in which layer, since which step and what to do; root cause first."""
@@ -247,7 +284,10 @@ class Run:
 
     def notes(self, baselines: Sequence[Run] = ()) -> list[str]:
         """What the detectors could not judge, and why; damaged files."""
-        return [*self._find(tuple(baselines))[1], *(f"{name}: {what}" for name, what in self.problems.items())]
+        return [
+            *self._find(tuple(baselines))[1],
+            *(f"{name}: {what}" for name, what in self.problems.items()),
+        ]
 
     @_cached
     def _find(self, baselines: tuple[Run, ...]) -> tuple[list[Finding], list[str]]:
@@ -262,25 +302,40 @@ class Run:
         return self._log.table("stats", columns, where)
 
     def _ordered(self, frame: pd.DataFrame) -> pd.DataFrame:
-        names = [t["tensor"] for t in self.info.get("tensors", [])] + [m["module"] for m in self.info.get("modules", [])]
+        names = [t["tensor"] for t in self.info.get("tensors", [])] + [
+            m["module"] for m in self.info.get("modules", [])
+        ]
         depth = {name: place for place, name in reversed(list(enumerate(names)))}
         place = frame["tensor"].map(depth).fillna(len(names)).astype(np.int64)
-        order = np.lexsort((frame["step"].to_numpy(), frame["tensor"].to_numpy().astype(str), place.to_numpy()))
+        order = np.lexsort(
+            (frame["step"].to_numpy(), frame["tensor"].to_numpy().astype(str), place.to_numpy())
+        )
         return frame.iloc[order].reset_index(drop=True)
 
 
 def _read_info(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise RunError(f"expected a run folder, but {path} does not exist: check the path, or list runs with `layerwatch runs`")
+        raise RunError(
+            f"expected a run folder, but {path} does not exist: "
+            "check the path, or list runs with `layerwatch runs`"
+        )
     if not (path / "run.json").is_file():
-        raise RunError(f"expected a run folder with a run.json, but {path} has none: give the folder passed to watch(run=...)")
+        raise RunError(
+            f"expected a run folder with a run.json, but {path} has none: "
+            "give the folder passed to watch(run=...)"
+        )
     try:
         info = json.loads((path / "run.json").read_text())
         version = int(info["schema_version"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise RunError(f"{path / 'run.json'} is damaged ({error}): restore it from a copy to read this run") from None
+        raise RunError(
+            f"{path / 'run.json'} is damaged ({error}): restore it from a copy to read this run"
+        ) from None
     if version > SCHEMA_VERSION:
-        raise RunError(f"{path} has log format {version}, this layerwatch reads up to {SCHEMA_VERSION}: upgrade layerwatch")
+        raise RunError(
+            f"{path} has log format {version}, this layerwatch reads up to {SCHEMA_VERSION}: "
+            "upgrade layerwatch"
+        )
     return info
 
 

@@ -10,7 +10,8 @@ SCHEMA_VERSION = 1
 #: The kinds of rows in the `stats` table.
 KINDS = ("weight", "initial_weight", "gradient", "update", "activation", "drift")
 
-#: Sufficient statistics of one tensor at one optimizer step. Everything here adds (min/max, and `active` by OR).
+#: Sufficient statistics of one tensor at one optimizer step. Everything here adds (min/max, and `active` by
+#: OR).
 STATS = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),

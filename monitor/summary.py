@@ -1,12 +1,12 @@
 """Summaries that add: sufficient statistics of one tensor, and the signed log-bucket histogram.
 
-A summary holds no mean, norm or ratio: those are derived when read. Two summaries of disjoint parts merge by adding
-(min and max by min and max, the set of active units by union), so shards, ranks, layers, steps and runs all merge with
-`merge`. Counts are exact; sums are exact to the rounding of a double.
+A summary holds no mean, norm or ratio: those are derived when read. Two summaries of disjoint parts merge by
+adding (min and max by min and max, the set of active units by union), so shards, ranks, layers, steps and
+runs all merge with `merge`. Counts are exact; sums are exact to the rounding of a double.
 
-Buckets: a finite value with 2^e (1 + j/4) <= |x| < 2^e (1 + (j+1)/4), j = 0..3 and e >= -126, has the bucket number
-sign * (4 (e + 127) + j). Bucket numbers are ordered as the values are. Zeros and subnormals (|x| < 2^-126) are
-counted apart, as are NaN and infinities.
+Buckets: a finite value with 2^e (1 + j/4) <= |x| < 2^e (1 + (j+1)/4), j = 0..3 and e >= -126, has the bucket
+number sign * (4 (e + 127) + j). Bucket numbers are ordered as the values are. Zeros and subnormals (|x| <
+2^-126) are counted apart, as are NaN and infinities.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def _no_counts() -> Ints:
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of one tensor; every field is described in `schema.STATS`. Optional fields are None where they do not apply."""
+    """Statistics of one tensor; every field is described in `schema.STATS`. Optional fields are None where
+    they do not apply."""
 
     count: int = 0
     sum: float = 0.0
@@ -84,7 +85,8 @@ class Summary:
 
 
 def summarise(values: Floats) -> Summary:
-    """Summary of an array of any shape, in numpy: the plain definition that the compiled kernels are tested against.
+    """Summary of an array of any shape, in numpy: the plain definition that the compiled kernels are tested
+    against.
 
     >>> summarise(np.array([1.0, -2.0, 0.0])).norm ** 2
     5.000000000000001
@@ -136,7 +138,8 @@ def merge(parts: Iterable[Summary], *, captures: bool = False) -> Summary:
 
     Args:
         parts: summaries of shards of one tensor, or of several tensors.
-        captures: the parts are captures of the same tensor at different steps: pool them (`captures` adds up).
+        captures: the parts are captures of the same tensor at different steps: pool them (`captures` adds
+            up).
 
     Raises:
         ValueError: there is no part.
@@ -192,7 +195,8 @@ def quantiles(row: Ints, bucket: Ints, count: Ints, rows: int, shares: Iterable[
         rows: number of histograms. shares: the wanted shares in [0, 1].
 
     Returns:
-        float64 (rows, len(shares)); NaN for an empty histogram. The error is at most the bucket's width (a factor 1.25).
+        float64 (rows, len(shares)); NaN for an empty histogram. The error is at most the bucket's width (a
+        factor 1.25).
     """
     wanted = np.asarray(list(shares), np.float64)
     totals = np.bincount(row, weights=count, minlength=rows)
@@ -205,7 +209,8 @@ def quantiles(row: Ints, bucket: Ints, count: Ints, rows: int, shares: Iterable[
     low, high = bucket_edges(bucket)
     for column, share in enumerate(wanted):
         target = before + share * totals
-        # Right of ties: a quantile that falls between two buckets belongs to the upper one, except at the end.
+        # Right of ties: a quantile that falls between two buckets belongs to the upper one, except at the
+        # end.
         index = np.minimum(np.searchsorted(upto, target, side="right"), np.maximum(last, 0))
         inside = np.clip((target - (upto[index] - count[index])) / count[index], 0.0, 1.0)
         value = low[index] + inside * (high[index] - low[index])

@@ -1,8 +1,9 @@
 """The write-ahead file: frames appended by one writer, readable at any moment, torn tails recognised.
 
-A file is a sequence of frames: 4 bytes magic, 1 byte table, 4 bytes payload length, 4 bytes CRC-32 of table and
-payload (little endian), payload. `stats` and `values` payloads are Arrow record batches; `scalars` and `events` are
-JSON rows; the first frame is a JSON header. A frame is appended by one write: a reader sees it whole or not at all.
+A file is a sequence of frames: 4 bytes magic, 1 byte table, 4 bytes payload length, 4 bytes CRC-32 of table
+and payload (little endian), payload. `stats` and `values` payloads are Arrow record batches; `scalars` and
+`events` are JSON rows; the first frame is a JSON header. A frame is appended by one write: a reader sees it
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def encode(table: str, payload: bytes) -> bytes:
 class WalWriter:
     """Appends frames to one new file; every `append` is in the page cache when it returns."""
 
-    def __init__(self, path: Path, header: dict[str, Any]):
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path = path
         self.size = 0
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
@@ -115,8 +116,12 @@ class WalReader:
                 return True
             if name in ("scalars", "events"):
                 columns = [list(c) for c in zip(*json.loads(payload), strict=True)]
-                self.tables[name].append(pa.RecordBatch.from_arrays(
-                    [pa.array(c, f.type) for c, f in zip(columns, TABLES[name], strict=True)], schema=TABLES[name]))
+                self.tables[name].append(
+                    pa.RecordBatch.from_arrays(
+                        [pa.array(c, f.type) for c, f in zip(columns, TABLES[name], strict=True)],
+                        schema=TABLES[name],
+                    )
+                )
                 return True
         except (ValueError, KeyError, TypeError, pa.ArrowException):
             return False
