@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from importlib.util import find_spec
@@ -39,6 +40,8 @@ def run_demo(folder: str | Path, *, steps: int | None = None, console: Console |
         raise ModuleNotFoundError(
             f"the demo trains real networks and needs {', '.join(missing)}: pip install 'layerwatch[demo]'"
         )
+    # Read when torch is first imported: threads that spin while they wait take the cores from whoever works.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rich.console import Console
 
     from .trainings import TRAININGS
@@ -75,9 +78,16 @@ def _progress(console: Console) -> Progress:
 
 
 def _train(training: Training, folder: Path, steps: int, progress: Progress) -> None:
+    import torch
+
     task = progress.add_task(f"{training.name:16}", total=steps)
     begin = time.perf_counter()
-    training.train(folder / training.name, steps, lambda: progress.advance(task))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(training.threads or threads)
+    try:
+        training.train(folder / training.name, steps, lambda: progress.advance(task))
+    finally:
+        torch.set_num_threads(threads)
     if progress.disable:
         seconds = time.perf_counter() - begin
         progress.console.print(f"{training.name:16} {steps:4} steps  {seconds:5.1f} s", highlight=False)

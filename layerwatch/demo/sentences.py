@@ -34,7 +34,7 @@ def finetune_minilm(folder: Path, steps: int, advance: Callable[[], None]) -> No
     model = transformers.AutoModel.from_pretrained(str(pretrained), add_pooling_layer=False)
     model.embeddings.word_embeddings.requires_grad_(False)  # common practice: few steps see few of the words
 
-    lr, weight_decay, batch_size, max_length, warmup = 5e-5, 0.01, 12, 40, 8
+    lr, weight_decay, batch_size, max_length, warmup = 5e-5, 0.01, 12, 32, 8
     train, valid = data.passages()
     valid = valid[: 4 * batch_size]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,0 +1,68 @@
+"""Every script in examples/ runs as a user would run it, and prints what its first line promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RunExample = Callable[..., str]
+
+
+@pytest.fixture
+def run_example(checkout: Path, tmp_path: Path) -> RunExample:
+    def run(name: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(checkout / "examples" / name), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(checkout)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    return run
+
+
+def test_all_examples_are_tested(checkout: Path) -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    untested = [path.name for path in (checkout / "examples").glob("*.py") if f'("{path.name}"' not in source]
+    assert untested == []
+
+
+def test_quickstart_learns_and_the_log_can_be_read_without_us(run_example: RunExample) -> None:
+    output = run_example("quickstart.py")
+    accuracies = [float(value) for value in re.findall(r"^ *\d+ +(0\.\d+|1\.0+)$", output, re.MULTILINE)]
+    assert len(accuracies) == 6
+    assert accuracies[-1] > 0.9
+    assert "4.bias" in output  # its drift
+    assert "critical" not in output
+
+    output = run_example("read_log.py", "runs/quickstart")
+    for tensor in ("0.weight", "2.weight", "4.weight", "4.bias"):
+        assert len(re.findall(rf"^ *{tensor}\b", output, re.MULTILINE)) == 2  # pandas and DuckDB
+
+
+def test_linear_reads_three_and_two_back_from_the_log(run_example: RunExample) -> None:
+    lines = run_example("linear.py").splitlines()
+    fits = [tuple(map(float, re.findall(r"-?\d+\.\d+", line))) for line in lines]
+    errors = [abs(weight - 3) + abs(bias - 2) for weight, bias in fits]
+    assert len(fits) >= 4
+    assert errors[0] > 0.5
+    assert errors[-1] < 0.01
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_gan_records_both_models_in_one_run_and_counts_a_batch_as_a_step(run_example: RunExample) -> None:
+    output = run_example("gan.py")
+    assert "steps 0 to 299, losses critic_loss, generator_loss" in output
+    assert output.count("weight") == 4
+    assert output.count("bias") == 4
