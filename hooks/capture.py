@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 
 from ..monitor import LogWriter, Summary
 from .activations import ActivationTap
+from .environment import describe_optimizers
 from .reference import Reference, match
 from .rows import Rows
+from .scalars import PendingScalars
 from .statistics import Array, array_of, summarise_gradient, summarise_tensor, summarise_update
 from .tensors import WatchedTensor, learning_rates, ready, state_of
 from .values import Values
@@ -44,13 +46,14 @@ class Capture:
         self._rates: list[float] = []
         self._gradient_sq = self._clipped_sq = self._spent = 0.0
         self._last_captured: int | None = None
+        self._skipped = -1
+        self._loss_scale: float | None = None
 
-    def entries(self) -> list[dict[str, Any]]:
-        """The table of tensors for run.json."""
-        return [t.entry() for t in self._tensors]
-
-    def begin(self, step: int, *, initial: bool) -> None:
+    def begin(self, step: int, optimizers: Sequence[Optimizer], *, initial: bool) -> None:
         """Right before the first optimizer step: the weights that training starts from."""
+        # Lazy modules have their shapes by now, and optimizers that were not given are found.
+        entries = [t.entry() for t in self._tensors]
+        self._log.update_info(optimizers=describe_optimizers(optimizers), tensors=entries)
         now = time.time()
         tensors = ready(self._tensors)
         if self._from_start:
@@ -80,14 +83,35 @@ class Capture:
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         return [t for t in ready(self._tensors) if id(t.parameter) in owned and t.name not in self._done]
 
-    def before_clip(self, gradients: Sequence[Tensor]) -> None:
-        """A clipping function is about to change these gradients: summarise those of ours as they are."""
+    def loss_scale(self, step: int, scale: Tensor, scalars: PendingScalars) -> None:
+        """Log the loss scale; on an accelerator with the captured steps only, as reading it there costs a copy."""
+        if scale.device.type == "cpu":
+            if float(scale) != self._loss_scale:
+                self._loss_scale = float(scale)
+                scalars.add(step, {"loss_scale": self._loss_scale})
+        elif self._done:
+            scalars.add(step, {"loss_scale": scale})
+
+    def mark_skipped(self, step: int) -> None:
+        """A loss scaler found an infinite gradient and let the optimizer skip this step."""
+        self._skipped = step
+        self._log.event(
+            step, "skipped", "the loss scaler skipped this step: a scaled gradient was not finite"
+        )
+
+    def before_clip(self, gradients: Sequence[Tensor], scales: Mapping[int, float]) -> None:
+        """A clipping function is about to change these gradients: summarise those of ours as they are.
+
+        `scales`: id of each parameter whose gradient still carries the loss scale -> the scale, divided out here.
+        """
         start = time.perf_counter()
         wanted = {id(g) for g in gradients}
         for tensor in ready(self._tensors):
             gradient = tensor.parameter.grad
             if gradient is not None and id(gradient) in wanted and tensor.name not in self._unclipped:
-                self._unclipped[tensor.name] = summarise_gradient(gradient, rows=tensor.role in _ROW_ROLES)
+                scale = scales.get(id(tensor.parameter), 1.0)
+                true = gradient if scale == 1.0 else gradient / scale
+                self._unclipped[tensor.name] = summarise_gradient(true, rows=tensor.role in _ROW_ROLES)
         self._spent += time.perf_counter() - start
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -110,7 +134,7 @@ class Capture:
         self._spent += time.perf_counter() - start
 
     def _collect(self, step: int, tensors: list[WatchedTensor], rates: dict[int, float]) -> None:
-        now = time.time()
+        now, skipped = time.time(), self._skipped == step
         for tensor in tensors:
             name, parameter = tensor.name, tensor.parameter
             gradient = parameter.grad
@@ -119,14 +143,16 @@ class Capture:
             state = state_of(parameter, rates.get(id(parameter)), zero)
             if found is not None:
                 stage = "before_clip" if name in self._unclipped else "at_step"
-                self._rows.add(step, now, name, "gradient", found, stage=stage, state=state)
+                self._rows.add(step, now, name, "gradient", found, stage=stage, state=state, skipped=skipped)
                 self._add_to_norms(found, gradient if name in self._unclipped else None)
-            self._rows.add(step, now, name, "weight", summarise_tensor(parameter), state=state)
+            self._rows.add(
+                step, now, name, "weight", summarise_tensor(parameter), state=state, skipped=skipped
+            )
             if name in self._before:
                 update = summarise_update(self._before.pop(name), parameter, gradient)
-                self._rows.add(step, now, name, "update", update, state=state)
+                self._rows.add(step, now, name, "update", update, state=state, skipped=skipped)
             if name in self._reference and (drift := self._reference.measure(name, parameter)) is not None:
-                self._rows.add(step, now, name, "drift", drift, state=state)
+                self._rows.add(step, now, name, "drift", drift, state=state, skipped=skipped)
             self._done.add(name)
 
     def _gradient(self, tensor: WatchedTensor) -> Summary | None:

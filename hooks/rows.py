@@ -24,7 +24,7 @@ class Rows:
 
     def add(
         self, step: int, time: float, tensor: str, kind: str, summary: Summary,
-        *, stage: str | None = None, state: str | None = None,
+        *, stage: str | None = None, state: str | None = None, skipped: bool = False,
     ) -> None:  # fmt: skip
         """One row."""
         columns = self._columns
@@ -34,7 +34,7 @@ class Rows:
             columns["min"][-1] = columns["max"][-1] = None
         others = {
             "step": step, "time": time, "tensor": tensor, "kind": kind,
-            "stage": stage, "state": state, "skipped": False,
+            "stage": stage, "state": state, "skipped": skipped,
         }  # fmt: skip
         for name, value in others.items():
             columns[name].append(value)

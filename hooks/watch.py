@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ..monitor import LogWriter, Run, RunError
-from . import gradients
+from . import gradients, scaler
 from .cadence import Cadence, Every
 from .capture import Capture
 from .environment import describe_environment, describe_optimizers
 from .reference import Source, load_state
 from .scalars import PendingScalars, number
+from .scaler import still_scaled
 from .statistics import warm_up
 from .tensors import WatchedTensor, is_opaque, is_sharded, leaf_modules, watched_tensors
 
@@ -149,6 +151,8 @@ class Watcher:
         self._stepped: set[int] = set()  # and ended
         self._completed = -1
         self._begun = False
+        self._scaler: GradScaler | None = None
+        self._scaler_let_step = True
         self._cadence = cadence
         self._on_finding = on_finding
         self._reported: set[str] = set()
@@ -180,6 +184,7 @@ class Watcher:
             ]
         self._clip_listener = self._guard(self._before_clip)
         gradients.listen(self._clip_listener)
+        scaler.listen(self)
         if self._cadence.wants(self.step):
             self._capture.tap.arm()
 
@@ -218,6 +223,7 @@ class Watcher:
         self._handles = []
         self._capture.tap.disarm()
         gradients.unlisten(self._clip_listener)
+        scaler.unlisten(self)
 
     # The optimizer's step
     # ---------------------------------------------------------------------------------------
@@ -241,11 +247,7 @@ class Watcher:
         self._counted.add(id(optimizer))
         if not self._begun:
             self._begun = True
-            self._capture.begin(self.step, initial=self._first_step == 0)
-            assert self._log is not None  # noqa: S101  (hooks exist only with a log)
-            self._log.update_info(
-                optimizers=describe_optimizers(self._optimizers), tensors=self._capture.entries()
-            )
+            self._capture.begin(self.step, self._optimizers, initial=self._first_step == 0)
         if self._cadence.wants(self.step):
             self._capture.before_step(optimizer)
 
@@ -253,8 +255,14 @@ class Watcher:
         if not self._watches(optimizer):
             return
         self._stepped.add(id(optimizer))
+        self._scaler_let_step = True
         rates = self._capture.learning_rates(self.step, self._optimizers)
-        if self._cadence.wants(self.step):
+        captured = self._cadence.wants(self.step)
+        # Fused optimizers under a scaler step without changing anything. Asking an accelerator costs a synchronisation.
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is not None and (captured or overflow.device.type == "cpu") and float(overflow) > 0:
+            self._capture.mark_skipped(self.step)
+        if captured:
             self._capture.after_step(self.step, optimizer, rates)
         if all(id(o) in self._stepped for o in self._optimizers):
             self._complete_step()
@@ -277,7 +285,30 @@ class Watcher:
     def _before_clip(self, clipped: list[Tensor]) -> None:
         coming = self.step + (self._completed == self.step)
         if self._cadence.wants(coming):
-            self._capture.before_clip(clipped)
+            self._capture.before_clip(clipped, still_scaled(self._scaler, self._optimizers))
+
+    # Mixed precision: see scaler.ScalerListener
+
+    def scaling(self, scaler: GradScaler) -> None:
+        self._scaler = scaler
+
+    def scaler_steps(self, scaler: GradScaler, optimizer: Optimizer) -> None:
+        self._scaler_let_step = False
+
+    def scaler_stepped(self, scaler: GradScaler, optimizer: Optimizer) -> None:
+        self._guard(self._after_scaler)(scaler, optimizer)
+
+    def _after_scaler(self, scaler: GradScaler, optimizer: Optimizer) -> None:
+        if not scaler.is_enabled() or not self._watches(optimizer):
+            return
+        skipped = not self._scaler_let_step
+        if skipped:  # the optimizer's own hooks did not fire
+            self._before_step(optimizer)
+        if (scale := scaler._scale) is not None:
+            self._capture.loss_scale(self.step, scale, self._scalars)
+        if skipped:
+            self._capture.mark_skipped(self.step)
+            self._after_step(optimizer)
 
     # What the user calls
     # ----------------------------------------------------------------------------------------
