@@ -84,7 +84,7 @@ class Capture:
         return [t for t in ready(self._tensors) if id(t.parameter) in owned and t.name not in self._done]
 
     def loss_scale(self, step: int, scale: Tensor, scalars: PendingScalars) -> None:
-        """Log the loss scale; on an accelerator with the captured steps only, as reading it there costs a copy."""
+        """Log the loss scale; on an accelerator with captured steps only, as reading it costs a copy."""
         if scale.device.type == "cpu":
             if float(scale) != self._loss_scale:
                 self._loss_scale = float(scale)
@@ -102,7 +102,7 @@ class Capture:
     def before_clip(self, gradients: Sequence[Tensor], scales: Mapping[int, float]) -> None:
         """A clipping function is about to change these gradients: summarise those of ours as they are.
 
-        `scales`: id of each parameter whose gradient still carries the loss scale -> the scale, divided out here.
+        `scales`: id of each parameter whose gradient still carries the loss scale -> that scale, divided out.
         """
         start = time.perf_counter()
         wanted = {id(g) for g in gradients}

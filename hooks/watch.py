@@ -226,7 +226,6 @@ class Watcher:
         scaler.unlisten(self)
 
     # The optimizer's step
-    # ---------------------------------------------------------------------------------------
 
     def _watches(self, optimizer: Optimizer) -> bool:
         if not self._discover or any(o is optimizer for o in self._optimizers):
@@ -258,7 +257,7 @@ class Watcher:
         self._scaler_let_step = True
         rates = self._capture.learning_rates(self.step, self._optimizers)
         captured = self._cadence.wants(self.step)
-        # Fused optimizers under a scaler step without changing anything. Asking an accelerator costs a synchronisation.
+        # Fused optimizers under a scaler step without a change. Asking an accelerator costs a synchronisation.
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None and (captured or overflow.device.type == "cpu") and float(overflow) > 0:
             self._capture.mark_skipped(self.step)
@@ -311,7 +310,6 @@ class Watcher:
             self._after_step(optimizer)
 
     # What the user calls
-    # ----------------------------------------------------------------------------------------
 
     def log(self, **scalars: Any) -> None:
         """Log named numbers at the current step.
