@@ -1,5 +1,6 @@
 """The training side: torch tensors become summaries in the log."""
 
-from .watch import Watcher, watch
+from .watch import watch
+from .watcher import Watcher
 
 __all__ = ["Watcher", "watch"]

@@ -25,7 +25,9 @@ _START = np.array([0.0, 0.0, math.inf, -math.inf, 0.0, 0.0, 0.0, 0.0])
 #: Ascending order of the 2,048 histogram indices by bucket number; subnormal and non-finite ones left out.
 _ORDER32 = np.concatenate([np.arange(1024 + 1019, 1024 + 3, -1), np.arange(4, 1020)])
 _BUCKET32 = np.where(_ORDER32 >= 1024, -(_ORDER32 - 1024), _ORDER32).astype(np.int16)
-_ORDER64 = np.concatenate([np.arange(2 * kernels.WIDE - 1, kernels.WIDE + 3, -1), np.arange(4, kernels.WIDE)])
+_ORDER64 = np.concatenate(
+    [np.arange(2 * kernels.WIDE - 5, kernels.WIDE + 3, -1), np.arange(4, kernels.WIDE - 4)]
+)
 _BUCKET64 = np.where(_ORDER64 >= kernels.WIDE, -(_ORDER64 - kernels.WIDE), _ORDER64).astype(np.int16)
 
 
