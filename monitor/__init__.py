@@ -2,6 +2,7 @@
 
 from .errors import RunError, RunExistsError
 from .export import export, tidy
+from .findings import SEVERITIES, Finding, find
 from .log import LogWriter, compact
 from .run import Run
 from .runs import open_runs, scan_runs
@@ -11,6 +12,8 @@ from .summary import Summary, bucket_edges, merge, quantiles, summarise
 __all__ = [
     "KINDS",
     "SCHEMA_VERSION",
+    "SEVERITIES",
+    "Finding",
     "LogWriter",
     "Run",
     "RunError",
@@ -19,6 +22,7 @@ __all__ = [
     "bucket_edges",
     "compact",
     "export",
+    "find",
     "merge",
     "open_runs",
     "quantiles",

@@ -1,0 +1,209 @@
+"""Gradients that explode or vanish on their way through the network.
+
+Both detectors measure a layer's *leverage* |g| |w| / L: how much the loss L changes, relatively, when the layer's weights
+change by a small share in the steepest direction. It has no units: scaling the loss, the weights before a normalisation
+layer (whose gradient goes as 1 / |w|, Hoffer et al. 2018) or the width does not change it, so layers can be compared.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..findings import Finding
+from .history import MATRICES, Floats, History, lasting, nanmedian, persistent
+from .outcome import outcome, smooth
+from .registry import Unjudged, detector
+
+#: Leverage of a healthy layer is about 0.1 to 20; a thousand means that a change of 0.1 % doubles the loss.
+EXPLODING = 1e3
+#: First over last layers (AUTOTRAINER: 70 for exploding, beta1 = 1e-3 for vanishing).
+UNEVEN, VANISHING = 70.0, 1e-3
+#: Growth of the gradient norm over its usual size that, with a rising loss, is an explosion under way.
+GROWTH = 100.0
+#: Rank correlation of leverage with depth: a trend through the network, not one odd layer.
+TREND = 0.7
+#: Layers whose update ratio is below this share of the median hardly move.
+BARELY_MOVING = 1e-2
+
+
+def leverage(history: History, names: tuple[str, ...]) -> Floats:
+    """|g| |w| / max(loss, first loss) per capture and tensor; NaN where gradient or loss is missing."""
+    facts = outcome(history)
+    scale = abs(facts.initial)
+    if not scale > 0:
+        return np.full((history.captures, len(names)), np.nan)
+    losses = history.train_loss
+    course = np.abs(smooth(losses))
+    at = np.clip(np.searchsorted(losses.step, history.steps, side="right") - 1, 0, len(course) - 1)
+    level = np.fmax(np.nan_to_num(course[at]), scale)
+    product = history.table("gradient", "norm", names) * history.table("weight", "norm", names)
+    product[history.skipped] = np.nan
+    return product / level[:, None]
+
+
+def _trend(values: Floats) -> float:
+    """Spearman correlation of log(values) with their order; values > 0."""
+    ranks = np.argsort(np.argsort(values))
+    return float(np.corrcoef(ranks, np.arange(values.size))[0, 1]) if values.size > 2 else math.nan
+
+
+def _ends(values: Floats) -> tuple[float, float]:
+    """Medians over the first and the last third of the layers."""
+    third = max(1, values.size // 3)
+    return float(np.median(values[:third])), float(np.median(values[-third:]))
+
+
+def _depth_profile(history: History, names: tuple[str, ...], table: Floats) -> tuple[Floats, Floats]:
+    """Per capture: leverage of the first third over that of the last third, and the trend with depth."""
+    ratio, trend = np.full(history.captures, np.nan), np.full(history.captures, np.nan)
+    for row, values in enumerate(table):
+        values = values[np.isfinite(values) & (values > 0)]
+        if values.size >= 4:
+            first, last = _ends(values)
+            ratio[row], trend[row] = first / last, _trend(values)
+    return ratio, trend
+
+
+@detector("exploding_gradients")
+def exploding_gradients(history: History) -> Finding | None:
+    """Gradients far too large for the weights that they belong to.
+
+    Any of: a layer's leverage above 1,000 at three consecutive captures; the gradient norm 100 times its usual size while
+    the loss rises (persistently); leverage of the first layers more than 70 times that of the last with a clear trend
+    through the depth, and a training that fails. Taken before clipping. Told apart: warm-up, batch size, loss scaling
+    and sum-reduced losses change gradients, not leverage; a converging loss does not raise it, because the first loss
+    bounds the denominator from below.
+    """
+    names = history.names(*MATRICES)
+    table = leverage(history, names)
+    if not np.isfinite(table).any():
+        if outcome(history).points == 0 and history.captures:
+            raise Unjudged("no train_loss was logged, and gradients are measured against it")
+        return None
+    return _too_much_leverage(history, names, table) or _sudden(history, names) or _uneven(history, names, table)
+
+
+def _too_much_leverage(history: History, names: tuple[str, ...], table: Floats) -> Finding | None:
+    hits = np.nan_to_num(table) > EXPLODING
+    often = hits.any(axis=1)
+    begin = persistent(often)
+    if begin is None:
+        # Recurrent networks explode in bursts: a fifth of all captures is no accident either.
+        if often.mean() < 0.2 or often.sum() < 3:
+            return None
+        begin = int(np.flatnonzero(often)[0])
+    facts = outcome(history)
+    peak = np.nanmax(np.where(np.isfinite(table), table, np.nan), axis=0, initial=0.0)
+    worst = [names[i] for i in np.argsort(-np.nan_to_num(peak)) if hits[:, i].any()]
+    top = float(np.nanmax(peak))
+    return history.finding(
+        "exploding_gradients",
+        "critical" if facts.bad else "warning",
+        f"Gradients explode in {worst[0]} from step {history.steps[begin]}: a change of its weights by 0.1 % would change "
+        f"the loss by up to {top / 10:.3g} %, and {facts.words()}.",
+        first=history.steps[begin],
+        last=history.steps[np.flatnonzero(often)[-1]],
+        layers=worst,
+        evidence={"leverage": top, "threshold": EXPLODING, "share_of_captures": float(often.mean())},
+        advice="Clip the gradient norm (1.0), and check the scale of the initial weights and inputs; for recurrent layers use "
+        "orthogonal initialisation, LSTM or GRU.",
+        confidence=0.95 if facts.bad else 0.8,
+    )
+
+
+def _sudden(history: History, names: tuple[str, ...]) -> Finding | None:
+    facts = outcome(history)
+    norms = history.table("gradient", "norm", names).copy()
+    norms[history.skipped] = np.nan
+    total = np.sqrt(np.nansum(np.where(np.isfinite(norms), norms, np.nan) ** 2, axis=1))
+    if facts.diverged_step is None or history.captures < 8:
+        return None
+    before = (history.steps < facts.diverged_step) & (total > 0)
+    if before.sum() < 5:
+        return None
+    usual = float(np.median(total[before]))
+    begin = persistent((total > GROWTH * usual) & (history.steps >= facts.diverged_step - 2 * history.slack))
+    if begin is None or usual == 0:
+        return None
+    growth = norms[begin] / np.maximum(nanmedian(norms[before], axis=0), 1e-300)
+    worst = [names[i] for i in np.argsort(-np.nan_to_num(growth))]
+    return history.finding(
+        "exploding_gradients",
+        "critical",
+        f"The gradient norm grew to {total[begin:].max() / usual:.3g} times its usual size from step {history.steps[begin]}, "
+        f"and {facts.words()}.",
+        first=history.steps[begin],
+        layers=worst[:5],
+        evidence={"growth": float(total[begin:].max() / usual), "threshold": GROWTH},
+        advice="Lower the learning rate or warm it up, and clip the gradient norm (1.0).",
+    )
+
+
+def _uneven(history: History, names: tuple[str, ...], table: Floats) -> Finding | None:
+    facts = outcome(history)
+    if not facts.bad:
+        return None
+    ratio, trend = _depth_profile(history, names, table)
+    hits = (np.nan_to_num(ratio) > UNEVEN) & (np.nan_to_num(trend) < -TREND)
+    begin = persistent(hits)
+    if begin is None:
+        return None
+    worst = [names[i] for i in np.argsort(-np.nan_to_num(nanmedian(table[hits], axis=0)))]
+    return history.finding(
+        "exploding_gradients",
+        "critical",
+        f"Gradients grow towards the first layers: their leverage is {np.nanmedian(ratio[hits]):.3g} times that of the last "
+        f"layers from step {history.steps[begin]}, and {facts.words()}.",
+        first=history.steps[begin],
+        last=history.steps[np.flatnonzero(hits)[-1]],
+        layers=worst[:5],
+        evidence={"first_over_last": float(np.nanmedian(ratio[hits])), "threshold": UNEVEN},
+        advice="Check the scale of the initial weights (He or Xavier), add normalisation, clip the gradient norm (1.0).",
+        confidence=0.8,
+    )
+
+
+@detector("vanishing_gradients")
+def vanishing_gradients(history: History) -> Finding | None:
+    """The first layers receive next to no gradient compared with the last ones.
+
+    Median leverage of the first third of the matrices below 1/1000 of the last third's (AUTOTRAINER's beta1) with a rank
+    correlation with depth of at least 0.7, at three consecutive captures. Told apart: one odd layer (a key projection, a
+    zero-gamma branch, LoRA's A while B is 0, embeddings) is no trend through the depth; pre-norm weights have their
+    leverage, not their gradient, compared; exact zeros belong to dead or unused units. Without a stalled loss it is an
+    alarm only when the first layers also hardly move (Adam rescales small gradients: then it does no harm).
+    """
+    names = history.names(*MATRICES)
+    table = leverage(history, names)
+    ratio, trend = _depth_profile(history, names, table)
+    hits = (ratio < VANISHING) & (trend > TREND)
+    begin = persistent(hits)
+    if begin is None:
+        return None
+    facts = outcome(history)
+    typical = nanmedian(table[hits], axis=0)
+    order = [i for i in np.argsort(np.where(typical > 0, typical, np.inf)) if typical[i] < VANISHING * np.nanmax(typical)]
+    if not facts.stalled and not (_barely_move(history, names, order) and lasting(hits) is not None):
+        return None
+    value = float(np.nanmedian(ratio[hits]))
+    return history.finding(
+        "vanishing_gradients",
+        "critical" if facts.stalled else "warning",
+        f"Gradients vanish on the way to {names[order[0]]}: the first layers' leverage is {value:.2g} of the last layers' from "
+        f"step {history.steps[begin]}, and {facts.words()}.",
+        first=history.steps[begin],
+        last=history.steps[np.flatnonzero(hits)[-1]],
+        layers=[names[i] for i in order],
+        evidence={"first_over_last": value, "threshold": VANISHING, "trend": float(np.nanmedian(trend[hits]))},
+        advice="Use ReLU or GELU instead of sigmoid or tanh, residual connections or normalisation layers, and He or Xavier "
+        "initialisation.",
+        confidence=0.95 if facts.stalled else 0.7,
+    )
+
+
+def _barely_move(history: History, names: tuple[str, ...], order: list[int]) -> bool:
+    ratios = nanmedian(history.table("update", "ratio", names), axis=0)
+    usual = nanmedian(ratios)
+    return bool(order) and nanmedian(ratios[order]) < BARELY_MOVING * usual

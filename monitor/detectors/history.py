@@ -1,0 +1,326 @@
+"""`History`: what detectors see of a run, as arrays aligned by captured step."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ..findings import Finding, Number, Severity
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Answer = TypeVar("Answer")
+
+#: Names under which the training and the validation loss are looked for, in this order.
+TRAIN_LOSS = ("train_loss", "loss", "train/loss", "training_loss")
+VAL_LOSS = ("val_loss", "eval_loss", "valid_loss", "validation_loss", "val/loss", "eval/loss")
+#: Weights with two or more dimensions that multiply activations.
+MATRICES = ("matrix", "conv", "output")
+#: So many consecutive captures must agree before a mechanism counts (diagnosis practice: 3).
+PERSISTENT = 3
+
+
+class Series(NamedTuple):
+    """A scalar by step."""
+
+    step: Ints
+    value: Floats
+
+
+class Source(Protocol):
+    """What a history is made from: a `Run`, or `Arrays`."""
+
+    name: str
+    info: dict[str, Any]
+
+    def scalars(self, name: str) -> pd.DataFrame: ...
+    def scalar_names(self) -> list[str]: ...
+    def tensors(self) -> pd.DataFrame: ...
+    def modules(self) -> pd.DataFrame: ...
+    def stats(self, kind: str) -> pd.DataFrame: ...
+    def drift(self) -> pd.DataFrame: ...
+    def activity(self, kind: str, tensor: str) -> tuple[Ints, Bools]: ...
+    def events(self) -> pd.DataFrame: ...
+
+
+@dataclass
+class Arrays:
+    """A history's source from plain arrays, for tests and for logs of other tools.
+
+    Attributes:
+        losses: scalar name -> (steps, values). layers: one mapping per parameter (tensor, role, shape, ...).
+        rows: kind -> tensor -> column -> values by step, with a column `step`.
+        active: (kind, tensor) -> (steps (n,), bool (n, units)).
+    """
+
+    name: str = "run"
+    info: dict[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    layers: Sequence[Mapping[str, Any]] = ()
+    leaves: Sequence[Mapping[str, Any]] = ()
+    rows: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    active: Mapping[tuple[str, str], tuple[Any, Any]] = field(default_factory=dict)
+    happened: Sequence[Mapping[str, Any]] = ()
+
+    def scalar_names(self) -> list[str]:
+        return sorted(self.losses)
+
+    def scalars(self, name: str) -> pd.DataFrame:
+        steps, values = self.losses.get(name, ((), ()))
+        return pd.DataFrame({"step": np.asarray(steps, np.int64), "value": np.asarray(values, np.float64)})
+
+    def tensors(self) -> pd.DataFrame:
+        defaults = {"state": "trainable", "trainable": True, "dtype": "float32", "shape": [], "module": ""}
+        rows = [
+            {**defaults, "names": [e["tensor"]], "elements": math.prod(e.get("shape", [1])), **e, "depth": i}
+            for i, e in enumerate(self.layers)
+        ]
+        return pd.DataFrame(rows, columns=["tensor", "names", "role", "shape", "elements", "dtype", "module", "depth",
+                                           "trainable", "state"])  # fmt: skip
+
+    def modules(self) -> pd.DataFrame:
+        rows = [{**e, "depth": i} for i, e in enumerate(self.leaves)]
+        return pd.DataFrame(rows, columns=["module", "type", "depth"])
+
+    def stats(self, kind: str) -> pd.DataFrame:
+        return self._frame(kind)
+
+    def drift(self) -> pd.DataFrame:
+        return self._frame("drift")
+
+    def _frame(self, kind: str) -> pd.DataFrame:
+        frames = [pd.DataFrame(dict(columns)).assign(tensor=name) for name, columns in self.rows.get(kind, {}).items()]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", "tensor"])
+
+    def activity(self, kind: str, tensor: str) -> tuple[Ints, Bools]:
+        steps, units = self.active.get((kind, tensor), ((), np.empty((0, 0))))
+        return np.asarray(steps, np.int64), np.asarray(units, bool)
+
+    def events(self) -> pd.DataFrame:
+        return pd.DataFrame(list(self.happened), columns=["step", "time", "event", "message"])
+
+
+def _kept(method: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Compute a method's answer once per history."""
+
+    @functools.wraps(method)
+    def answer(self: History, *args: Any) -> Answer:
+        key = (method.__name__, *args)
+        if key not in self._answers:
+            self._answers[key] = method(self, *args)
+        return self._answers[key]
+
+    return answer
+
+
+class History:
+    """A run as detectors see it. Everything is computed when first asked for, then kept.
+
+    Per-tensor tables have one row per captured step (`steps`) and one column per tensor asked for; NaN where a tensor
+    has no row. Steps where every captured gradient was skipped by a loss scaler are marked in `skipped`.
+    """
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.name, self.info = source.name, source.info
+        self.baselines: tuple[History, ...] = ()
+        self._answers: dict[tuple, Any] = {}
+
+    # ---- the model
+
+    @functools.cached_property
+    def tensors(self) -> pd.DataFrame:
+        """The parameters by name, in order of definition (`Run.tensors`)."""
+        return self.source.tensors().set_index("tensor", drop=False)
+
+    @functools.cached_property
+    def modules(self) -> dict[str, str]:
+        """Leaf modules in order of definition: name -> type."""
+        frame = self.source.modules()
+        return dict(zip(frame["module"], frame["type"], strict=True))
+
+    @_kept
+    def names(self, *roles: str) -> tuple[str, ...]:
+        """Trainable tensors of these roles (all when none is given), in order of definition."""
+        table = self.tensors
+        keep = table["trainable"].astype(bool)
+        if roles:
+            keep &= table["role"].isin(roles)
+        return tuple(table.index[keep])
+
+    def role(self, tensor: str) -> str:
+        return str(self.tensors.at[tensor, "role"]) if tensor in self.tensors.index else "other"
+
+    # ---- captured steps
+
+    @_kept
+    def frame(self, kind: str) -> pd.DataFrame:
+        """`Run.stats(kind)`, or `Run.drift()`."""
+        return self.source.drift() if kind == "drift" else self.source.stats(kind)
+
+    @functools.cached_property
+    def steps(self) -> Ints:
+        """Captured steps, ascending: those with rows of gradients, updates or activations; else of weights."""
+        found = [self.frame(kind)["step"].to_numpy(np.int64) for kind in ("gradient", "update", "activation")]
+        steps = np.unique(np.concatenate(found))
+        return steps if steps.size else np.unique(self.frame("weight")["step"].to_numpy(np.int64))
+
+    @property
+    def captures(self) -> int:
+        return int(self.steps.size)
+
+    @functools.cached_property
+    def slack(self) -> int:
+        """Steps by which the order of two events is uncertain: the usual distance of captures."""
+        return int(np.median(np.diff(self.steps))) if self.captures > 1 else 1
+
+    @_kept
+    def table(self, kind: str, column: str, names: tuple[str, ...]) -> Floats:
+        """A column of statistics as (captures, len(names)) float64."""
+        frame = self.frame(kind)
+        out = np.full((self.captures, len(names)), np.nan)
+        if column not in frame or frame.empty or not names:
+            return out
+        frame = frame[frame["tensor"].isin(names) & frame["step"].isin(self.steps)]
+        rows = np.searchsorted(self.steps, frame["step"].to_numpy(np.int64))
+        columns = pd.Index(names).get_indexer(pd.Index(frame["tensor"]))
+        out[rows, columns] = frame[column].to_numpy(np.float64)
+        return out
+
+    @_kept
+    def states(self, names: tuple[str, ...]) -> NDArray[np.object_]:
+        """The state of each tensor as (captures, len(names)): trainable, frozen, unused, ...; None where unknown."""
+        frame = self.frame("weight")
+        out = np.full((self.captures, len(names)), None, object)
+        if "state" not in frame or frame.empty or not names:
+            return out
+        frame = frame[frame["tensor"].isin(names) & frame["step"].isin(self.steps)]
+        rows = np.searchsorted(self.steps, frame["step"].to_numpy(np.int64))
+        out[rows, pd.Index(names).get_indexer(pd.Index(frame["tensor"]))] = frame["state"].to_numpy(object)
+        return out
+
+    @functools.cached_property
+    def skipped(self) -> Bools:
+        """Captures whose step a loss scaler skipped."""
+        out = np.zeros(self.captures, bool)
+        for kind in ("gradient", "weight"):
+            frame = self.frame(kind)
+            if "skipped" in frame and not frame.empty:
+                steps = frame.loc[frame["skipped"].astype(bool), "step"].to_numpy(np.int64)
+                out |= np.isin(self.steps, steps)
+        return out
+
+    @_kept
+    def initial(self, column: str, names: tuple[str, ...]) -> Floats:
+        """A statistic of the weights before the first step, (len(names),)."""
+        frame = self.frame("initial_weight")
+        if column not in frame or frame.empty:
+            return np.full(len(names), np.nan)
+        values = frame.drop_duplicates("tensor").set_index("tensor")[column]
+        return values.reindex(list(names)).to_numpy(np.float64)
+
+    # ---- scalars
+
+    @_kept
+    def scalar(self, *names: str) -> Series:
+        """The first of these scalars that was logged; values logged at the same step are averaged."""
+        known = set(self.source.scalar_names())
+        name = next((n for n in names if n in known), None)
+        if name is None:
+            return Series(np.empty(0, np.int64), np.empty(0))
+        frame = self.source.scalars(name)
+        mean = frame.groupby("step", sort=True)["value"].mean() if frame["step"].duplicated().any() else None
+        if mean is not None:
+            return Series(mean.index.to_numpy(np.int64), mean.to_numpy(np.float64))
+        return Series(frame["step"].to_numpy(np.int64), frame["value"].to_numpy(np.float64))
+
+    @property
+    def train_loss(self) -> Series:
+        return self.scalar(*TRAIN_LOSS)
+
+    @property
+    def val_loss(self) -> Series:
+        return self.scalar(*VAL_LOSS)
+
+    @functools.cached_property
+    def last_step(self) -> int:
+        ends = [int(s[-1]) for s in (self.steps, self.train_loss.step, self.val_loss.step) if len(s)]
+        return max(ends, default=-1)
+
+    @functools.cached_property
+    def resumed(self) -> bool:
+        """The training went on from a checkpoint of itself: its start is no start."""
+        return bool((self.source.events()["event"] == "restart").any())
+
+    # ---- results
+
+    def finding(
+        self, problem: str, severity: Severity, summary: str, *, first: int, last: int | None = None,
+        layers: Iterable[str] = (), evidence: Mapping[str, Number] | None = None, advice: str = "",
+        confidence: float = 0.9,
+    ) -> Finding:  # fmt: skip
+        """A finding about this run."""
+        return Finding(
+            run=self.name,
+            problem=problem,
+            severity=severity,
+            layers=tuple(layers),
+            first_step=int(first),
+            last_step=int(self.last_step if last is None else last),
+            summary=summary,
+            evidence={k: v if isinstance(v, str) else _round(v) for k, v in (evidence or {}).items()},
+            advice=advice,
+            confidence=confidence,
+        )
+
+
+def _round(value: float) -> float | int:
+    """Four significant digits: evidence is read by people."""
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return float(f"{float(value):.4g}")
+
+
+def persistent(hits: Bools, least: int = PERSISTENT) -> int | None:
+    """Index where the first stretch of at least `least` consecutive hits begins, or None.
+
+    >>> persistent(np.array([True, False, True, True, True]))
+    2
+    """
+    run = 0
+    for index, hit in enumerate(hits):
+        run = run + 1 if hit else 0
+        if run >= least:
+            return index - least + 1
+    return None
+
+
+def lasting(hits: Bools, least: int = PERSISTENT) -> int | None:
+    """Index where the hits begin that hold until the end, at least `least` of them, or None.
+
+    >>> lasting(np.array([True, False, True, True, True]))
+    2
+    """
+    misses = np.flatnonzero(~hits)
+    begin = int(misses[-1]) + 1 if misses.size else 0
+    return begin if hits.size - begin >= least else None
+
+
+def nanmedian(values: Floats, axis: int | None = None) -> Any:
+    """Median of the finite values; NaN without a warning where there is none."""
+    values = np.where(np.isfinite(values), values, np.nan)
+    if axis is None:
+        values = values[~np.isnan(values)]
+        return float(np.median(values)) if values.size else math.nan
+    empty = np.isnan(values).all(axis=axis)
+    with np.errstate(all="ignore"):
+        filled = np.where(np.expand_dims(empty, axis), 0.0, values)
+        return np.where(empty, np.nan, np.nanmedian(filled, axis=axis))

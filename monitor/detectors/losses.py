@@ -1,0 +1,235 @@
+"""What the losses themselves say: nothing is learnt, validation turns back, a spike, worse than earlier runs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..findings import Finding
+from .history import History, Series
+from .outcome import AT_TRIVIAL, STALLED, finite, outcome, smooth
+from .registry import detector
+
+#: Prechelt's generalisation loss GL = 100 (E_val / E_opt - 1); 5 is his middle setting.
+GENERALISATION_LOSS = 5.0
+#: Successive evaluations without a new best (Prechelt's UP_3).
+PATIENCE = 3
+#: Spread of log loss that a healthy run does not leave (robust z; six healthy language-model runs stayed below 4.5).
+SPIKE = 8.0
+
+
+@detector("not_learning")
+def not_learning(history: History) -> Finding | None:
+    """The loss has not left the level of a trivial predictor, and no mechanism explains why.
+
+    The training loss has fallen by less than 5 % (TheDeepChecker), or is still at log(classes); or the validation loss never
+    got below the trivial level while training went on (labels or validation data that do not fit the inputs). At least 20
+    losses over 100 steps. Told apart: a model that starts well below the trivial level (fine-tuning), several optimizers (the
+    losses of a GAN or an actor-critic need not fall), losses that change sign, a warm-up that has just ended.
+    """
+    facts = outcome(history)
+    if facts.points < 20 or _need_not_fall(history) or facts.broken_step is not None:
+        return None
+    if _warming_up(history):
+        return None
+    level = facts.trivial if math.isfinite(facts.trivial) else facts.initial
+    if facts.stalled and not facts.diverged:
+        return history.finding(
+            "not_learning",
+            "critical",
+            f"Nothing is learnt: {facts.words()} in {history.last_step + 1} steps{_trivial_words(facts.trivial)}.",
+            first=0,
+            evidence={"loss_start": facts.initial, "loss_end": facts.end, "threshold": STALLED},
+            advice="Try to overfit a single batch; check labels, learning rate, zero_grad(), detach() and requires_grad.",
+            confidence=0.8,
+        )
+    return _memorises(history, level)
+
+
+def _trivial_words(trivial: float) -> str:
+    return f" (a guess at random has {trivial:.4g})" if math.isfinite(trivial) else ""
+
+
+def _memorises(history: History, level: float) -> Finding | None:
+    """The training loss falls, the validation loss never does."""
+    facts = outcome(history)
+    steps, values = finite(history.val_loss)
+    if values.size < 5 or not values[0] < 1.3 * max(facts.initial, level) or not values[0] > 0.8 * level:
+        return None
+    third = max(2, values.size // 3)
+    rising = np.median(values[-third:]) >= np.median(values[:third])
+    if not rising or values.min() < (1 - AT_TRIVIAL) * min(level, facts.initial):
+        return None
+    return history.finding(
+        "not_learning",
+        "critical",
+        f"Nothing is learnt that holds on validation data: val_loss never got below {values.min():.4g}"
+        f"{_trivial_words(facts.trivial) or f' (the training started at {facts.initial:.4g})'}, while the training loss went "
+        f"to {facts.end:.4g}.",
+        first=0,
+        evidence={"best_val_loss": float(values.min()), "trivial": level, "threshold": 1 - AT_TRIVIAL},
+        advice="Check that inputs and labels belong together (shuffled alike), in both data sets.",
+        confidence=0.85,
+    )
+
+
+def _need_not_fall(history: History) -> bool:
+    series = finite(history.train_loss).value
+    return len(history.info.get("optimizers") or []) > 1 or bool(series.size and (series < 0).any())
+
+
+def _warming_up(history: History) -> bool:
+    """The learning rate reached its highest value only in the last fifth of the run."""
+    from .rates import largest_rate
+
+    rate = largest_rate(history)
+    if rate.step.size < 3:
+        return False
+    return int(rate.step[np.argmax(rate.value)]) > 0.8 * history.last_step
+
+
+@detector("overfitting")
+def overfitting(history: History) -> Finding | None:
+    """The validation loss turned back while the training loss went on falling.
+
+    Prechelt's GL above 5 % (median of the last three evaluations against the best), no new best for at least three
+    evaluations (UP_3), a rise of more than three times the evaluations' own noise and 2 % of what was learnt, and a training
+    loss that has fallen since by 5 %. Told apart: noisy validation sets, dropout or augmentation that keep validation below
+    training, divergence (the training loss rises too).
+    """
+    steps, values = finite(history.val_loss)
+    facts = outcome(history)
+    if values.size < 6 or facts.diverged or (values <= 0).any():
+        return None
+    course = _running_median(values)
+    best = int(np.argmin(course))
+    if best > 0 and values[best - 1] < values[best]:
+        best -= 1
+    end = float(np.median(values[-3:]))
+    since = values.size - 1 - best
+    rise = end / float(course[best]) - 1
+    if since < PATIENCE or 100 * rise < GENERALISATION_LOSS:
+        return None
+    noise = 1.4826 * float(np.median(np.abs(values - course)))
+    learnt = max(facts.initial, float(values[0])) - float(course[best]) if facts.points else math.inf
+    if end - course[best] < 3 * noise or end - course[best] < 0.02 * learnt:
+        return None
+    if not _training_fell(history.train_loss, int(steps[best])):
+        return None
+    return history.finding(
+        "overfitting",
+        "critical" if rise >= 0.2 else "warning",
+        f"val_loss turned back at step {steps[best]} ({course[best]:.4g}) and is {rise:.0%} higher now ({end:.4g}), while "
+        f"{_training_words(facts.points, facts.end)}.",
+        first=steps[best],
+        evidence={"generalisation_loss": 100 * rise, "threshold": GENERALISATION_LOSS, "evaluations_since_best": since},
+        advice=f"Keep the weights of about step {steps[best]} (early stopping); add weight decay, dropout, augmentation or data.",
+        confidence=0.9,
+    )
+
+
+def _running_median(values: np.ndarray) -> np.ndarray:
+    padded = np.concatenate([values[:1], values, values[-1:]])
+    return np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
+
+
+def _training_fell(series: Series, since: int) -> bool:
+    """The training loss is now at least 5 % below what it was around `since`; True when none was logged."""
+    series = finite(series)
+    if series.step.size < 6:
+        return series.step.size == 0
+    width = max(3, series.step.size // 20)
+    at = int(np.searchsorted(series.step, since))
+    around = series.value[max(0, at - width // 2) : at + width]
+    return around.size > 0 and float(np.median(series.value[-width:])) < 0.95 * float(np.median(around))
+
+
+def _training_words(points: int, end: float) -> str:
+    return f"the training loss went on falling (to {end:.4g})" if points else "no training loss was logged"
+
+
+@detector("loss_spike")
+def loss_spike(history: History) -> Finding | None:
+    """A sudden jump of the loss that undoes much of the training.
+
+    log(loss) more than 8 robust standard deviations above the last 100 losses, and at least half of all progress lost at
+    once. A spike that is gone within 50 steps, and was no higher than the start, is a remark. Told apart: the heavy tail of a
+    loss that is almost zero (half of the progress is not lost by one odd batch).
+    """
+    series = finite(history.train_loss)
+    facts = outcome(history)
+    if series.value.size < 40 or (series.value <= 0).any():
+        return None
+    logs = np.log(series.value)
+    best = np.minimum.accumulate(smooth(series))
+    for at in range(30, logs.size):
+        window = logs[max(0, at - 100) : at]
+        middle = float(np.median(window))
+        spread = max(1.4826 * float(np.median(np.abs(window - middle))), 0.02)
+        z = (logs[at] - middle) / spread
+        lost = series.value[at] - best[at - 1] > 0.5 * max(facts.initial - best[at - 1], 0.1 * abs(facts.initial))
+        if z > SPIKE and lost:
+            return _spike(history, series, at, z)
+    return None
+
+
+def _spike(history: History, series: Series, at: int, z: float) -> Finding:
+    facts = outcome(history)
+    before = float(np.median(series.value[max(0, at - 20) : at]))
+    height = float(series.value[at : at + 5].max())
+    after = series.value[at + 10 : at + 50]
+    recovered = after.size > 0 and bool(np.median(after) < before + 0.1 * (height - before))
+    harmless = recovered and height < facts.initial
+    return history.finding(
+        "loss_spike",
+        "info" if harmless else "critical" if facts.diverged else "warning",
+        f"The loss jumps from {before:.4g} to {height:.4g} at step {series.step[at]}"
+        f"{' and comes back' if recovered else ' and does not come back soon'}.",
+        first=series.step[at],
+        last=series.step[min(at + 50, series.step.size - 1)] if recovered else None,
+        evidence={"robust_z": z, "threshold": SPIKE, "height": height},
+        advice="Look at the batch of that step; clip the gradient norm, lower Adam's beta2 to 0.95, skip such batches.",
+        confidence=0.85,
+    )
+
+
+@detector("regression")
+def regression(history: History) -> Finding | None:
+    """The run ends worse than the earlier good runs it is compared with.
+
+    At the last three evaluations (of val_loss, else of the smoothed training loss) the run is above the baselines' median by
+    more than six median absolute deviations and 10 %, with at least three baselines; by 50 % with fewer.
+    """
+    if not history.baselines:
+        return None
+    pick = "val_loss" if history.val_loss.step.size >= 3 else "train_loss"
+    own = finite(getattr(history, pick))
+    others = [finite(getattr(b, pick)) for b in history.baselines]
+    others = [o for o in others if o.step.size >= 3]
+    if own.step.size < 3 or not others:
+        return None
+    mine = _course(own, pick)
+    theirs = np.stack([np.interp(own.step, o.step, _course(o, pick)) for o in others])
+    middle = np.median(theirs, axis=0)
+    spread = 1.4826 * np.median(np.abs(theirs - middle), axis=0)
+    margin = np.maximum(6 * spread, 0.1 * np.abs(middle)) if len(others) >= 3 else 0.5 * np.abs(middle)
+    worse = mine > middle + margin
+    if not worse[-3:].all():
+        return None
+    misses = np.flatnonzero(~worse)
+    begin = int(misses[-1]) + 1 if misses.size else 0
+    return history.finding(
+        "regression",
+        "warning",
+        f"{pick} ends at {mine[-1]:.4g}, where {len(others)} earlier runs had {middle[-1]:.4g}; it has been worse since step "
+        f"{own.step[begin]}.",
+        first=own.step[begin],
+        evidence={"value": float(mine[-1]), "baseline": float(middle[-1]), "threshold": float((middle + margin)[-1])},
+        advice="Compare code, data, configuration and library versions with the earlier runs.",
+        confidence=0.9 if len(others) >= 3 else 0.6,
+    )
+
+
+def _course(series: Series, pick: str) -> np.ndarray:
+    return smooth(series) if pick == "train_loss" else _running_median(series.value)

@@ -1,0 +1,144 @@
+"""What became of the training: the symptom that tells a fault that hurts from one that does not."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .history import Floats, History, Ints, Series
+
+#: A loss that has not fallen by 5 % of its start is stalled (TheDeepChecker: less than 5 % decrease).
+STALLED = 0.05
+#: Within so much of log(classes) a classifier knows no more than the class count.
+AT_TRIVIAL = 0.03
+#: Losing so much of the progress, or ending above the start, is divergence.
+LOST_PROGRESS = 0.3
+#: Fewer losses, or steps, tell nothing.
+LEAST_POINTS, LEAST_STEPS = 20, 100
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Facts about the training loss. NaN or None where there is too little to tell."""
+
+    points: int
+    initial: float  # median of the first three losses
+    best: float  # least smoothed loss
+    best_step: int
+    end: float  # median of the last tenth
+    noise: float  # robust standard deviation of the loss around its smoothed course
+    trivial: float  # log(classes) when the loss looks like a cross-entropy over the output's units, else NaN
+    stalled: bool  # it has not fallen, or is still at the trivial level
+    diverged: bool  # it ended above its start, or has lost much of its progress
+    diverged_step: int | None  # since when
+    broken_step: int | None  # first non-finite loss
+
+    @property
+    def bad(self) -> bool:
+        """The training loss shows that something is wrong."""
+        return self.stalled or self.diverged or self.broken_step is not None
+
+    def words(self) -> str:
+        """The symptom, for a summary."""
+        if self.broken_step is not None:
+            return f"the loss is not finite from step {self.broken_step} on"
+        if self.diverged:
+            return f"the loss rose from {self.best:.4g} to {self.end:.4g}"
+        if self.stalled:
+            return f"the loss has stalled ({self.initial:.4g} at the start, {self.end:.4g} at the end)"
+        return f"the loss still fell from {self.initial:.4g} to {self.end:.4g}"
+
+
+def smooth(series: Series) -> Floats:
+    """Trailing running median over a fortieth of the points (5 to 51)."""
+    window = int(np.clip(len(series.value) // 40, 5, 51))
+    return pd.Series(series.value).rolling(window, min_periods=1).median().to_numpy()
+
+
+def finite(series: Series) -> Series:
+    keep = np.isfinite(series.value)
+    return Series(series.step[keep], series.value[keep])
+
+
+def outcome(history: History) -> Outcome:
+    """Judge the training loss of a run; the answer is kept with the history."""
+    return _outcome(history)
+
+
+@functools.lru_cache(maxsize=64)
+def _outcome(history: History) -> Outcome:
+    losses = history.train_loss
+    broken = np.flatnonzero(~np.isfinite(losses.value))
+    broken_step = int(losses.step[broken[0]]) if broken.size else None
+    series = finite(losses)
+    n = len(series.value)
+    if n < 3:
+        nan = math.nan
+        return Outcome(n, nan, nan, -1, nan, nan, nan, False, False, None, broken_step)
+    course = smooth(series)
+    initial = float(np.median(series.value[:3]))
+    end = float(np.median(series.value[-max(3, n // 10) :]))
+    noise = 1.4826 * float(np.median(np.abs(series.value - course)))
+    lowest = int(np.argmin(course))
+    best = min(float(course[lowest]), initial)
+    trivial = trivial_loss(history, initial, end)
+    enough = n >= LEAST_POINTS and int(series.step[-1] - series.step[0]) >= LEAST_STEPS
+    diverged_step = _diverged(series.step, course, initial, best, noise) if n >= LEAST_POINTS else None
+    return Outcome(
+        points=n,
+        initial=initial,
+        best=best,
+        best_step=int(series.step[lowest]),
+        end=end,
+        noise=noise,
+        trivial=trivial,
+        stalled=enough and _stalled(initial, end, trivial),
+        diverged=diverged_step is not None,
+        diverged_step=diverged_step,
+        broken_step=broken_step,
+    )
+
+
+def trivial_loss(history: History, initial: float, end: float) -> float:
+    """log(classes) when the first losses are within a third of it, or the last ones within a few percent.
+
+    A fresh classifier starts near log(classes), whatever the data (TheDeepChecker's test of the first loss).
+    """
+    classes = _classes(history)
+    if classes < 2:
+        return math.nan
+    level = math.log(classes)
+    near = abs(initial - level) <= 0.35 * level or abs(end - level) <= AT_TRIVIAL * level
+    return level if near else math.nan
+
+
+def _classes(history: History) -> int:
+    """Rows of the last matrix, or of an embedding that is tied to it."""
+    table = history.tensors
+    tied = table[(table["role"] == "embedding") & (table["names"].map(len) > 1)]
+    last = tied if len(tied) else table[table["role"] == "output"]
+    shape = last["shape"].iloc[-1] if len(last) else []
+    return int(shape[0]) if len(shape) >= 2 else 0
+
+
+def _stalled(initial: float, end: float, trivial: float) -> bool:
+    if math.isfinite(trivial):
+        # Starting well below the trivial level the model already knows its task: little is left to learn.
+        return end >= (1 - AT_TRIVIAL) * trivial and initial >= 0.8 * trivial
+    return end >= initial - STALLED * abs(initial)
+
+
+def _diverged(steps: Ints, course: Floats, initial: float, best: float, noise: float) -> int | None:
+    """The step from which the smoothed loss stays above its best by much of the progress made, until the end."""
+    progress = max(initial - best, 0.0)
+    least = max(5 * noise, 0.05 * abs(initial))
+    limit = min(best + max(LOST_PROGRESS * progress, least), initial + max(0.2 * abs(initial), least))
+    limit = max(limit, best + least)
+    below = np.flatnonzero(course <= limit)
+    begin = int(below[-1]) + 1 if below.size else 0
+    long_enough = course.size - begin >= max(3, course.size // 20)
+    return int(steps[begin]) if long_enough else None

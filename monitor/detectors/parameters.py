@@ -1,0 +1,165 @@
+"""Parameters that take no part in the training although they could."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..findings import Finding
+from .history import MATRICES, History, nanmedian
+from .outcome import outcome
+from .registry import detector
+
+#: So many captures must agree before "never" is said.
+LEAST_CAPTURES = 5
+#: Unused parameters below this share of all trainable ones are a remark (a pooler that a task does not need).
+NEGLIGIBLE = 0.01
+#: Share of the updates that rounding swallowed.
+ROUNDED = 0.5
+
+
+@detector("unused_parameters")
+def unused_parameters(history: History) -> Finding | None:
+    """Parameters that require a gradient but never receive one (torch-audit TA104).
+
+    `grad` is None at every capture, or the gradient of a whole matrix is exactly zero at every capture. Told apart:
+    parameters frozen on purpose; biases that a following softmax or normalisation makes irrelevant (only matrices count
+    when the gradient is zero, with the biases of their module); LoRA's A, which starts at zero gradient and leaves it;
+    branches used now and then (one gradient is enough). Less than 1 % of the trainable elements is a remark: pretrained
+    models often carry a head that the task leaves aside.
+    """
+    names = history.names()
+    states = history.states(names)
+    known = states != None  # noqa: E711 - elementwise
+    if not names or history.captures < LEAST_CAPTURES:
+        return None
+    enough = known.sum(axis=0) >= LEAST_CAPTURES
+    none = enough & ((states == "unused") | ~known).all(axis=0)
+    zero = enough & ((states == "zero_gradient") | (states == "unused") | ~known).all(axis=0) & ~none
+    dead_modules = {
+        history.tensors.at[n, "module"] for n, z in zip(names, zero, strict=True) if z and history.role(n) in (*MATRICES, "embedding")
+    }
+    chosen = [
+        n for n, unused, z in zip(names, none, zero, strict=True)
+        if unused or (z and history.tensors.at[n, "module"] in dead_modules)
+    ]  # fmt: skip
+    if not chosen:
+        return None
+    elements = history.tensors["elements"].astype(float)
+    share = float(elements[chosen].sum() / max(elements[list(names)].sum(), 1.0))
+    facts = outcome(history)
+    severity = "critical" if facts.stalled else "warning" if share >= NEGLIGIBLE else "info"
+    how = "have no gradient" if none.any() else "have a gradient of exactly zero"
+    chosen.sort(key=lambda n: -elements[n])
+    return history.finding(
+        "unused_parameters",
+        severity,
+        f"{len(chosen)} trainable tensors ({share:.1%} of the trainable numbers), such as {chosen[0]}, {how} at any of "
+        f"{history.captures} captured steps.",
+        first=history.steps[0],
+        layers=chosen,
+        evidence={"tensors": len(chosen), "share_of_trainable": share, "threshold": 0},
+        advice="Connect them to the loss (look for .detach(), torch.no_grad() or a branch that forward() leaves out), or remove "
+        "them or set requires_grad=False.",
+        confidence=0.95 if none.any() else 0.8,
+    )
+
+
+@detector("frozen_parameters")
+def frozen_parameters(history: History) -> Finding | None:
+    """Parameters that receive a gradient and are never updated, although they are trainable.
+
+    Either in no optimizer's param groups, or in one and left bit for bit unchanged at every capture (SageMaker Debugger's
+    UnchangedTensor, on bits instead of a tolerance, which misfires at small learning rates). Told apart:
+    requires_grad=False, a group whose learning rate is 0, a gradient of exactly zero, half-precision weights whose
+    updates rounding swallows (`low_precision_stall`), and a head trained alone on a fixed body (a remark).
+    """
+    names = history.names()
+    if not names or history.captures < LEAST_CAPTURES:
+        return None
+    states = history.states(names)
+    outside = _outside(history, names, states)
+    stuck = _stuck(history, names, states)
+    chosen = [n for n, hit in zip(names, outside | stuck, strict=True) if hit]
+    if not chosen:
+        return None
+    elements = history.tensors["elements"].astype(float)
+    moving = [n for n, hit in zip(names, outside | stuck, strict=True) if not hit]
+    only_head = bool(outside.any()) and _only_the_last_moves(history, names, chosen, moving)
+    facts = outcome(history)
+    share = float(elements[chosen].sum() / elements[list(names)].sum())
+    chosen.sort(key=lambda n: -elements[n])
+    why = "are in no optimizer" if outside.any() else "are never changed by the optimizer"
+    return history.finding(
+        "frozen_parameters",
+        "info" if only_head and not facts.bad else "critical" if facts.stalled else "warning",
+        f"{len(chosen)} tensors ({share:.1%} of the trainable numbers), such as {chosen[0]}, receive gradients but {why}.",
+        first=history.steps[0],
+        layers=chosen,
+        evidence={"tensors": len(chosen), "share_of_trainable": share, "threshold": 0},
+        advice="Pass model.parameters() to the optimizer after the model is complete; when they are meant to stay fixed, set "
+        "requires_grad=False, which also saves time.",
+        confidence=0.95,
+    )
+
+
+def _outside(history: History, names: tuple[str, ...], states: np.ndarray) -> np.ndarray:
+    """In no optimizer at any capture, with a nonzero gradient at most of them."""
+    known = states != None  # noqa: E711 - elementwise
+    never = ((states == "no_optimizer") | ~known).all(axis=0) & (known.sum(axis=0) >= LEAST_CAPTURES)
+    reached = np.nan_to_num(history.table("gradient", "norm", names)) > 0
+    return never & (reached.mean(axis=0) > 0.5)
+
+
+def _stuck(history: History, names: tuple[str, ...], states: np.ndarray) -> np.ndarray:
+    """In an optimizer, never moved by a bit at any capture, with a nonzero gradient and learning rate."""
+    counts = history.table("update", "count", names)
+    unmoved = history.table("update", "zeros", names) == counts
+    reached = (np.nan_to_num(history.table("gradient", "norm", names)) > 0) & (states == "trainable")
+    reached &= ~history.skipped[:, None]
+    full = ~history.tensors["dtype"].reindex(list(names)).isin(["float16", "bfloat16"]).to_numpy(bool)
+    relevant = reached & ~np.isnan(counts)
+    return full & (relevant.sum(axis=0) >= LEAST_CAPTURES) & (unmoved | ~relevant).all(axis=0)
+
+
+def _only_the_last_moves(history: History, names: tuple[str, ...], chosen: list[str], moving: list[str]) -> bool:
+    """Everything before some layer stands still, and everything from there on moves: a head on a fixed body."""
+    if not moving:
+        return False
+    depth = history.tensors["depth"]
+    return len(chosen) > len(moving) and max(depth[chosen]) < min(depth[moving])
+
+
+@detector("low_precision_stall")
+def low_precision_stall(history: History) -> Finding | None:
+    """Half-precision weights that stand still because rounding swallows their updates.
+
+    More than half of the elements of a float16 or bfloat16 matrix keep their bits in the typical captured step although
+    their gradient is not zero (bfloat16 has 8 bits: an update below 1/256 of the weight is lost).
+    """
+    table = history.tensors
+    half = table.index[table["dtype"].isin(["float16", "bfloat16"])]
+    names = tuple(n for n in history.names(*MATRICES) if n in half)
+    if not names or history.captures < LEAST_CAPTURES:
+        return None
+    gradient = history.table("gradient", "count", names) - history.table("gradient", "zeros", names)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lost = history.table("update", "lost", names) / gradient
+    lost[history.skipped] = np.nan
+    typical = nanmedian(lost, axis=0)
+    worst = [i for i in np.argsort(-np.nan_to_num(typical)) if typical[i] > ROUNDED]
+    if not worst:
+        return None
+    facts = outcome(history)
+    name, value = names[worst[0]], float(typical[worst[0]])
+    kind = table.at[name, "dtype"]
+    return history.finding(
+        "low_precision_stall",
+        "critical" if facts.stalled else "warning",
+        f"In the typical step {value:.0%} of the numbers of {name} do not change although their gradient is not zero: {kind} "
+        f"rounds the updates away.",
+        first=history.steps[0],
+        layers=[names[i] for i in worst],
+        evidence={"lost_share": value, "threshold": ROUNDED},
+        advice="Keep the weights in float32 and use autocast for the arithmetic, or use stochastic rounding.",
+        confidence=0.9,
+    )

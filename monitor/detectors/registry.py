@@ -1,0 +1,56 @@
+"""The table of detectors, which anyone can extend."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from ..findings import Finding
+from .history import History
+
+Detector = Callable[[History], Finding | None]
+
+#: Distributions name their own detectors in this entry point group; each entry is a module to import, or a function.
+GROUP = "layerwatch.detectors"
+
+_FAMILIES = ("nonfinite", "gradients", "units", "parameters", "rates", "losses", "drift")
+_table: dict[tuple[str, str], tuple[str, Detector]] = {}
+
+
+class Unjudged(Exception):
+    """A detector cannot tell, and the message says why: it becomes a note beside the findings."""
+
+
+def detector(problem: str) -> Callable[[Detector], Detector]:
+    """Register a function `History -> Finding | None` for a problem code.
+
+    The function must be pure. It returns None when the run is healthy in its eyes and raises `Unjudged` when the log
+    lacks what it needs. Of several detectors of one problem the worst finding counts.
+    """
+
+    def register(function: Detector) -> Detector:
+        _table[problem, f"{function.__module__}.{function.__qualname__}"] = (problem, function)
+        return function
+
+    return register
+
+
+def registered() -> tuple[list[tuple[str, Detector]], list[str]]:
+    """All detectors as (problem, function), and notes about plug-ins that could not be loaded."""
+    for family in _FAMILIES:
+        import_module(f".{family}", __package__)
+    notes = list(_load_plugins())
+    return list(_table.values()), notes
+
+
+@functools.cache
+def _load_plugins() -> tuple[str, ...]:
+    notes = []
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except Exception as error:  # a broken plug-in of somebody else must not take the detectors away
+            notes.append(f"the detectors of {entry.value!r} could not be loaded: {type(error).__name__}: {error}")
+    return tuple(notes)

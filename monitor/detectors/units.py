@@ -1,0 +1,155 @@
+"""Units that contribute nothing: dead, saturated, or copies of each other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..findings import Finding
+from .history import MATRICES, Bools, History, Ints, lasting, nanmedian
+from .outcome import outcome
+from .registry import Unjudged, detector
+
+#: Activation functions that put out exactly zero for whole half-lines.
+ZERO_FLOOR = ("ReLU", "ReLU6", "Threshold", "Hardswish")
+#: A layer is dead when more than half of its units are (SageMaker Debugger DeadRelu, TheDeepChecker).
+DEAD = 0.5
+#: A unit is dead when it was silent at so many captures at least, over so many samples (diagnosis practice).
+LEAST_CAPTURES, LEAST_SAMPLES = 5, 512
+
+
+@detector("dead_units")
+def dead_units(history: History) -> Finding | None:
+    """More than half of a layer's units never fire any more.
+
+    With activations: units of ReLU-like modules (by type) that put out zero for every sample of at least the last five
+    captures and 512 samples, taken together: a sparse layer, whose units fire for some samples, is not dead. Without:
+    rows of a matrix whose gradient is exactly zero at every one of those captures, while the layer after it does receive
+    gradient; weaker evidence, because other things silence a row. `first_step` is where the dead half fell silent.
+    """
+    if history.captures < LEAST_CAPTURES:
+        return None
+    modules = [m for m, kind in history.modules.items() if kind in ZERO_FLOOR]
+    found = {m: dead for m in modules if (dead := _silent(history, "activation", m)) is not None}
+    by_rows = not found
+    if by_rows:
+        found = _silent_rows(history)
+    worst = {m: (share, step) for m, (share, step) in found.items() if share > DEAD}
+    if not worst:
+        if by_rows and modules and not found:
+            raise Unjudged("neither activations nor gradient rows were captured often enough")
+        return None
+    facts = outcome(history)
+    if by_rows and not facts.bad:
+        return None
+    return _dead_finding(history, worst, by_rows)
+
+
+def _dead_finding(history: History, worst: dict[str, tuple[float, int]], by_rows: bool) -> Finding:
+    facts = outcome(history)
+    # All layers behind a dead one look dead as well once nothing reaches them: the earliest began it.
+    order = sorted(worst, key=lambda m: (worst[m][1], -worst[m][0]))
+    share, step = worst[order[0]]
+    weaker = " (judged by gradient rows that are always zero: activations were not captured)" if by_rows else ""
+    return history.finding(
+        "dead_units",
+        "critical" if facts.bad else "warning",
+        f"{share:.0%} of the units of {order[0]} have been dead since step {step}, and {facts.words()}{weaker}.",
+        first=step,
+        layers=order,
+        evidence={"dead_share": share, "threshold": DEAD, "layers": len(order)},
+        advice="Lower the learning rate, check for large negative biases, use LeakyReLU or GELU, or re-initialise the dead units.",
+        confidence=0.6 if by_rows else 0.95,
+    )
+
+
+def _silent(history: History, kind: str, name: str) -> tuple[float, int] | None:
+    """Share of units that are silent at the end, and the step since when more than half of the units are.
+
+    None when there are too few captures or samples.
+    """
+    steps, active = history.source.activity(kind, name)
+    if steps.size < LEAST_CAPTURES or active.shape[1] < 4:
+        return None
+    window = max(LEAST_CAPTURES, min(20, steps.size // 4))
+    if kind == "activation":
+        samples = np.nan_to_num(history.table("activation", "samples", (name,))[:, 0])
+        samples = samples[np.isin(history.steps, steps)]
+        if samples.size == steps.size:
+            enough = np.flatnonzero(np.cumsum(samples[::-1]) >= LEAST_SAMPLES)
+            if not enough.size:
+                return None
+            window = max(window, int(enough[0]) + 1)
+    dead = ~active[-window:].any(axis=0)
+    return float(dead.mean()), _since(steps, active, dead)
+
+
+def _since(steps: Ints, active: Bools, dead: Bools) -> int:
+    """The first step after which half of all units have fired for the last time."""
+    if not dead.any():
+        return int(steps[-1])
+    ever = active[:, dead]
+    last = np.where(ever.any(axis=0), active.shape[0] - np.argmax(ever[::-1], axis=0), 0)
+    middle = np.sort(last)[min(last.size - 1, int(DEAD * active.shape[1]))]
+    return int(steps[min(int(middle), steps.size - 1)])
+
+
+def _silent_rows(history: History) -> dict[str, tuple[float, int]]:
+    """Hidden matrices with silent rows. The first matrix after it that receives gradient must exist: else it is cut off."""
+    names = history.names("matrix", "conv")
+    found = {}
+    for name in names:
+        dead = _silent(history, "gradient", name)
+        if dead is not None and (dead[0] < 1.0 or _bias_alive_after(history, name)):
+            found[name] = dead
+    return found
+
+
+def _bias_alive_after(history: History, name: str) -> bool:
+    """Some parameter defined after this matrix receives gradient: the layer is dead rather than cut off."""
+    later = tuple(n for n in history.names() if history.tensors.at[n, "depth"] > history.tensors.at[name, "depth"] + 1)
+    norms = history.table("gradient", "norm", later)[-LEAST_CAPTURES:]
+    return bool((np.nan_to_num(norms) > 0).any())
+
+
+#: Relative spread of a bias's gradient over the units below which all units learn the same.
+SAME = 1e-3
+
+
+@detector("symmetric_units")
+def symmetric_units(history: History) -> Finding | None:
+    """The units of a hidden layer are copies: they receive the same gradient and can never differ.
+
+    A hidden layer's bias (at least four units) whose gradient is the same for every unit (relative spread below 1e-3) at
+    every capture from the first on and still at the end: constant initial weights. Told apart: zero-initialised branches
+    (LoRA's B, last layers, zero-gamma) differ after the first steps.
+    """
+    names = tuple(n for n in history.names("bias") if history.tensors.at[n, "elements"] >= 4)
+    if history.captures < LEAST_CAPTURES or not names:
+        return None
+    spread = history.table("gradient", "std", names)
+    size = history.table("gradient", "rms", names)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(size > 0, spread / size, np.nan)
+    same = np.nan_to_num(relative, nan=1.0) < SAME
+    copies = [i for i in range(len(names)) if same[:, i].mean() > 0.9 and lasting(same[:, i]) is not None]
+    if not copies:
+        return None
+    facts = outcome(history)
+    layers = [_matrix_of(history, names[i]) for i in copies]
+    return history.finding(
+        "symmetric_units",
+        "critical" if facts.bad else "warning",
+        f"The units of {layers[0]} are copies of each other: all of them receive the same gradient at every captured step, "
+        f"and {facts.words()}.",
+        first=history.steps[0],
+        layers=layers,
+        evidence={"relative_spread": float(nanmedian(relative[:, copies])), "threshold": SAME, "layers": len(layers)},
+        advice="Initialise the weights at random (the default of torch.nn), not with a constant.",
+        confidence=0.95,
+    )
+
+
+def _matrix_of(history: History, bias: str) -> str:
+    table = history.tensors
+    same = table.index[(table["module"] == table.at[bias, "module"]) & table["role"].isin(MATRICES)]
+    return str(same[0]) if len(same) else bias

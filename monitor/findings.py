@@ -1,0 +1,198 @@
+"""`Finding`: what is wrong, where, since when, what to do; and `find`, which asks every detector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .detectors.history import History
+    from .run import Run
+
+Severity = Literal["info", "warning", "critical"]
+Number = float | int | str
+
+#: Ascending. warning and critical are alarms; info is a remark.
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem of one run."""
+
+    run: str
+    problem: str  # one of the problem codes, e.g. "vanishing_gradients"
+    severity: Severity
+    layers: tuple[str, ...]  # tensor or module names, worst first; () when it is about the whole run
+    first_step: int  # the step where it began, not where it was noticed
+    last_step: int
+    summary: str  # one sentence with the numbers
+    evidence: dict[str, Number] = field(default_factory=dict)  # numbers, with the thresholds they crossed
+    advice: str = ""  # what to try first
+    confidence: float = 1.0  # 0 to 1
+
+    @property
+    def alarm(self) -> bool:
+        """Severity is warning or critical."""
+        return self.severity != "info"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: plain types, None where a number is not finite."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+#: What makes a training break down in many ways.
+_BLOWS = (
+    "data_fault", "bad_init_scale", "learning_rate_too_high", "schedule_fault", "stale_gradients", "weight_growth",
+    "excessive_drift",
+)  # fmt: skip
+#: What keeps a training from learning.
+_STOPS = (
+    "symmetric_units", "learning_rate_too_low", "gradient_underflow", "low_precision_stall", "adam_epsilon", "over_clipping",
+    "over_regularised", "loss_scale_collapse", "dead_units", "saturated_units", "vanishing_gradients", "exploding_gradients",
+    "attention_collapse", "logit_drift", "loss_spike", "nonfinite", "unused_parameters", "frozen_parameters",
+    "layer_imbalance", *_BLOWS,
+)  # fmt: skip
+#: problem -> problems that bring it about. A finding is folded under the first cause that is an alarm of the same run
+#: and began no later. The order of the table is the order of findings: what is higher explains what is lower.
+CAUSES: dict[str, tuple[str, ...]] = {
+    "data_fault": (),
+    "bad_init_scale": ("data_fault",),
+    "symmetric_units": (),
+    "schedule_fault": (),
+    "loss_scale_collapse": ("data_fault", "bad_init_scale"),
+    "gradient_underflow": (),
+    "low_precision_stall": (),
+    "adam_epsilon": (),
+    "over_clipping": (),
+    "over_regularised": (),
+    "stale_gradients": (),
+    "learning_rate_too_high": ("data_fault", "bad_init_scale", "schedule_fault", "stale_gradients"),
+    "learning_rate_too_low": ("adam_epsilon", "over_clipping", "low_precision_stall", "gradient_underflow", "schedule_fault"),
+    "weight_growth": ("learning_rate_too_high", "schedule_fault", "stale_gradients", "bad_init_scale"),
+    "excessive_drift": ("schedule_fault",),
+    "saturated_units": ("data_fault", "bad_init_scale", "learning_rate_too_high", "schedule_fault", "weight_growth"),
+    "frozen_parameters": ("low_precision_stall", "schedule_fault"),
+    "dead_units": _BLOWS,
+    "unused_parameters": ("dead_units", "gradient_underflow", *_BLOWS),
+    "exploding_gradients": ("saturated_units", *_BLOWS),
+    "vanishing_gradients": ("dead_units", "saturated_units", "symmetric_units", "exploding_gradients", *_BLOWS),
+    "layer_imbalance": ("vanishing_gradients", "exploding_gradients", "saturated_units", "dead_units", *_BLOWS),
+    "attention_collapse": _BLOWS,
+    "logit_drift": _BLOWS,
+    "loss_spike": ("exploding_gradients", *_BLOWS),
+    "nonfinite": ("loss_scale_collapse", "exploding_gradients", "loss_spike", *_BLOWS),
+    "not_learning": _STOPS,
+    "overfitting": ("not_learning",),
+    "regression": (*_STOPS, "not_learning", "overfitting"),
+}
+
+
+def find(run: Run, baselines: Sequence[Run] = ()) -> tuple[list[Finding], list[str]]:
+    """Ask every registered detector about a run.
+
+    Args:
+        run: the run to judge. baselines: earlier good runs of the same training.
+
+    Returns:
+        Findings, root cause first, then worst first, one per problem; and notes: what could not be judged, and why.
+        A detector that raises becomes a note.
+    """
+    from .detectors.history import History
+
+    return judge(History(run), [History(b) for b in baselines])
+
+
+def judge(history: History, baselines: Sequence[History] = ()) -> tuple[list[Finding], list[str]]:
+    """`find` on histories."""
+    from .detectors import registered
+    from .detectors.registry import Unjudged
+
+    detectors, notes = registered()
+    history.baselines = tuple(baselines)
+    found: dict[str, Finding] = {}
+    for problem, detector in detectors:
+        try:
+            finding = detector(history)
+        except Unjudged as reason:
+            notes.append(f"{problem} was not judged: {reason}")
+            continue
+        except Exception as error:  # a broken detector must not hide what the others see
+            notes.append(f"the detector of {problem} failed: {type(error).__name__}: {error}")
+            continue
+        if finding is not None and _worse(finding, found.get(finding.problem)):
+            found[finding.problem] = finding
+    return _ordered(_fold(found, history.slack)), notes
+
+
+def _worse(new: Finding, old: Finding | None) -> bool:
+    return old is None or SEVERITIES.index(new.severity) > SEVERITIES.index(old.severity)
+
+
+def _fold(found: dict[str, Finding], slack: int) -> list[Finding]:
+    """Put consequences under their root cause. `slack`: steps by which captures may blur an order in time."""
+    parent = {}
+    for problem, finding in found.items():
+        for cause in CAUSES.get(problem, ()):
+            other = found.get(cause)
+            if other is not None and other.alarm and other.first_step <= finding.first_step + slack:
+                parent[problem] = cause
+                break
+    kept = []
+    for problem, finding in found.items():
+        if problem in parent:
+            continue
+        led = [
+            f for name, f in found.items() if f.alarm and _root(name, parent) == problem and name != problem
+        ]
+        kept.append(_with_consequences(finding, sorted(led, key=lambda f: f.first_step)))
+    return kept
+
+
+def _root(problem: str, parent: dict[str, str]) -> str:
+    seen = set()
+    while problem in parent and problem not in seen:
+        seen.add(problem)
+        problem = parent[problem]
+    return problem
+
+
+def _with_consequences(finding: Finding, led: list[Finding]) -> Finding:
+    if not led:
+        return finding
+    names = ", ".join(f"{f.problem} (step {f.first_step})" for f in led)
+    worst = max((finding, *led), key=lambda f: SEVERITIES.index(f.severity))
+    return replace(
+        finding,
+        severity=worst.severity,
+        last_step=max(f.last_step for f in (finding, *led)),
+        summary=f"{finding.summary.rstrip('.')}; it led to {names}.",
+        evidence={**finding.evidence, "led_to": names},
+    )
+
+
+def _ordered(findings: list[Finding]) -> list[Finding]:
+    rank = {problem: place for place, problem in enumerate(CAUSES)}
+    return sorted(
+        findings,
+        key=lambda f: (
+            not f.alarm,
+            rank.get(f.problem, len(rank)),
+            -SEVERITIES.index(f.severity),
+            f.first_step,
+        ),
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):  # a numpy scalar
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
