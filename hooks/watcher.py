@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("layerwatch")
 
-#: Detectors run in the training process (for `on_finding`) at most this share of its time, and not more often.
+#: Detectors run in the training (for `on_finding`) for at most this share of its time, and not more often.
 CHECK_SHARE, CHECK_SECONDS = 0.01, 10.0
 
 
@@ -161,7 +161,7 @@ class Watcher:
         self._scaler_let_step = True
         rates = self._capture.learning_rates(self.step, self._optimizers)
         captured = self._cadence.wants(self.step)
-        # Fused optimizers under a scaler step without a change. Asking an accelerator costs a synchronisation.
+        # Fused optimizers under a scaler step without a change. Asking an accelerator for it synchronises.
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None and (captured or overflow.device.type == "cpu") and float(overflow) > 0:
             self._capture.mark_skipped(self.step)
