@@ -25,7 +25,9 @@ def test_gradients_are_unscaled_and_overflows_marked(tmp_path: Path, fused: bool
     true = []
     for step in range(6):
         loss = model(torch.randn(32, 16)).square().mean()
-        true.append(float(torch.autograd.grad(loss, model[0].weight, retain_graph=True)[0].norm()))
+        true.append(
+            float(torch.autograd.grad(loss, model.get_parameter("0.weight"), retain_graph=True)[0].norm())
+        )
         scaler.scale(loss * float("inf") if step == OVERFLOW else loss).backward()
         if clip == "unscaled":
             scaler.unscale_(optimizer)
