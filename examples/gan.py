@@ -44,4 +44,4 @@ with watch([generator, critic], [generator_optimizer, critic_optimizer], run="ru
 run = Run("runs/gan")
 print(f"steps 0 to {run.last_step}, losses {', '.join(sorted(run.scalar_names()))}")
 gradients = run.stats("gradient").groupby("tensor", sort=False)["norm"].last()
-print(gradients.rename("last gradient norm").to_string())
+print(gradients.to_frame("last gradient norm").to_string())

@@ -19,13 +19,13 @@ run = Path(sys.argv[1])
 
 # pandas: the norm of each weight at its first and last capture
 stats = pd.read_parquet(run / "stats")
-weights = stats[stats["kind"] == "weight"].sort_values("step")
+weights = stats.query("kind == 'weight'").sort_values("step")
 norms = weights.assign(norm=np.sqrt(weights["sum_sq"])).groupby("tensor")["norm"].agg(["first", "last"])
 print("norm of each weight, first and last capture (pandas)")
 print(norms.round(4).to_string(), "\n")
 
 # DuckDB: how large an update is beside the weight it changes; about 0.001 is common
-ratios = duckdb.sql(f"""
+ratios = duckdb.execute(f"""
     SELECT tensor, count(*) AS captures, median(sqrt(sum_sq / ref_sum_sq)) AS update_ratio
     FROM read_parquet('{run}/stats/*.parquet')
     WHERE kind = 'update' AND ref_sum_sq > 0

@@ -81,7 +81,7 @@ def healthy_cnn(folder: Path, steps: int, advance: Advance) -> None:
     schedule = CosineAnnealingLR(optimizer, steps, eta_min=lr / 10)
     shuffled = ((data.shifted(x), y) for x, y in data.batches(train, batch_size, steps))
     config = {"lr": lr, "weight_decay": weight_decay, "batch_size": batch_size, "augmentation": "shift"}
-    with watch(model, optimizer, run=folder, every=4, config=config) as watcher:
+    with watch(model, optimizer, run=folder, every=5, config=config) as watcher:
         fit(model, optimizer, shuffled, classification(valid), cross_entropy, watcher, advance, schedule)
 
 
@@ -89,12 +89,12 @@ def vanishing_mlp(folder: Path, steps: int, advance: Advance) -> None:
     """Digits, twelve hidden layers of sigmoids, plain SGD."""
     torch.manual_seed(0)
     train, valid = data.digits()
-    lr, batch_size, hidden, width = 0.1, 64, 12, 64
+    lr, batch_size, hidden, width = 0.1, 256, 12, 64
     model = mlp([64, *[width] * hidden, 10], nn.Sigmoid)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     shuffled = data.batches(train, batch_size, steps)
     config = {"lr": lr, "batch_size": batch_size, "hidden": hidden, "width": width}
-    with watch(model, optimizer, run=folder, every=4, config=config) as watcher:
+    with watch(model, optimizer, run=folder, every=5, config=config) as watcher:
         fit(model, optimizer, shuffled, classification(valid), cross_entropy, watcher, advance)
 
 
@@ -103,7 +103,7 @@ def blow_up(folder: Path, steps: int, advance: Advance) -> None:
     torch.manual_seed(0)
     train, valid = data.digits()
     model = Autoencoder()
-    lr, momentum, batch_size, warmup = 0.08, 0.9, 64, 240
+    lr, momentum, batch_size, warmup = 0.12, 0.9, 256, 240
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
     schedule = LinearLR(optimizer, 0.01, 1.0, warmup)
     images = ((x, x) for x, _ in data.batches(train, batch_size, steps))
@@ -123,7 +123,7 @@ def overfit(folder: Path, steps: int, advance: Advance) -> None:
     """Digits, but only 120 to learn from, a fifth mislabelled, and a network that can learn them by heart."""
     torch.manual_seed(0)
     (x, y), valid = data.digits()
-    lr, batch_size, size, width = 1e-3, 30, 120, 256
+    lr, batch_size, size, width = 3e-4, 60, 120, 512
     x, y = x[:size], y[:size].clone()
     mislabelled = torch.rand(len(y)) < 0.2
     y[mislabelled] = torch.randint(0, 10, (int(mislabelled.sum()),))
@@ -131,7 +131,7 @@ def overfit(folder: Path, steps: int, advance: Advance) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     shuffled = data.batches((x, y), batch_size, steps)
     config = {"lr": lr, "batch_size": batch_size, "training_images": size, "width": width}
-    with watch(model, optimizer, run=folder, every=4, config=config) as watcher:
+    with watch(model, optimizer, run=folder, every=5, config=config) as watcher:
         fit(model, optimizer, shuffled, classification(valid), cross_entropy, watcher, advance)
 
 
