@@ -143,13 +143,16 @@ class LogWriter:
 
     def values(self, rows: Sequence[tuple[int, float, str, str, Iterable[float]]]) -> int:
         """Append rows of `schema.VALUES`; returns the bytes written."""
+        if not rows:
+            return 0
         columns = list(zip(*rows, strict=True))
         arrays = [pa.array(c, f.type) for c, f in zip(columns, VALUES, strict=True)]
         return self._wal.append_batch("values", pa.RecordBatch.from_arrays(arrays, schema=VALUES))
 
     def scalars(self, step: int, when: float, numbers: dict[str, float]) -> None:
         """Append one number per name."""
-        self._wal.append_rows("scalars", [[step, when, name, value] for name, value in numbers.items()])
+        if numbers:
+            self._wal.append_rows("scalars", [[step, when, name, value] for name, value in numbers.items()])
         self._rotate_if_due()
 
     def event(self, step: int, event: str, message: str) -> None:
@@ -197,6 +200,10 @@ def compact_wal(run: Path, span: Span) -> None:
     wal = run / "wal" / f"{span.stem}.wal"
     reader = WalReader(wal)
     reader.read()
+    if reader.damaged:  # the file goes, what was wrong with it stays on record
+        message = f"{wal.name}: {reader.damaged} damaged bytes were skipped"
+        rows = [{"step": 0, "time": time.time(), "event": "note", "message": message}]
+        reader.tables["events"].append(pa.RecordBatch.from_pylist(rows, TABLES["events"]))
     for table in TABLES:
         write_part(run, table, span, reader.tables[table])
     wal.unlink(missing_ok=True)
@@ -238,13 +245,20 @@ def compact(run: Path, *, limit: int | None = None) -> int:
             size = sum(p.stat().st_size for p in parts.values())
             if len(parts) < 2 or (limit is not None and size > limit):
                 continue
-            batches = [b for p in parts.values() for b in pq.read_table(p, schema=TABLES[table]).to_batches()]
+            try:
+                batches = [b for p in parts.values() for b in _read_whole(p, TABLES[table]).to_batches()]
+            except (OSError, ValueError, pa.ArrowException):
+                continue  # damaged: it stays, and the reader says what is wrong with it
             write_part(
                 run, table, Span(writer, min(s.first for s in parts), max(s.last for s in parts)), batches
             )
             replaced += len(parts)
             _remove_covered(run / table)
     return replaced
+
+
+def _read_whole(part: Path, schema: pa.Schema) -> pa.Table:
+    return pq.read_table(part, schema=schema, page_checksum_verification=True).cast(schema)
 
 
 def _remove_covered(folder: Path) -> None:

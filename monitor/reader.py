@@ -87,24 +87,28 @@ class LogReader:
                 if not any(p.covers(s) for p in parts)
                 for b in r.tables[name]
             ]
+        target = pa.schema([schema.field(c) for c in columns])
         pieces = [
-            t for path in parts.values() if (t := self._read_part(path, schema, columns, clauses)) is not None
+            t for path in parts.values() if (t := self._read_part(path, schema, target, clauses)) is not None
         ]
         live = pa.Table.from_batches(batches, schema)
         for column, allowed in where.items():
             live = live.filter(
                 pc.is_in(live[column], value_set=pa.array(list(allowed), schema.field(column).type))
             )
-        target = pa.schema([schema.field(c) for c in columns])
-        return pa.concat_tables([t.select(columns).cast(target) for t in [*pieces, live]])
+        return pa.concat_tables([*pieces, live.select(columns)])
 
-    def _read_part(self, path: Path, schema: pa.Schema, columns: list[str], clauses: list) -> pa.Table | None:
+    def _read_part(self, path: Path, schema: pa.Schema, target: pa.Schema, clauses: list) -> pa.Table | None:
         try:
             return pq.read_table(
-                path, schema=schema, columns=columns, filters=clauses or None, page_checksum_verification=True
-            )
+                path,
+                schema=schema,
+                columns=target.names,
+                filters=clauses or None,
+                page_checksum_verification=True,
+            ).cast(target)
         except FileNotFoundError:
             raise
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             self.problems[path.name] = f"unreadable and skipped: {error}".splitlines()[0]
             return None

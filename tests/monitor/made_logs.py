@@ -41,8 +41,9 @@ def info(**more: Any) -> dict[str, Any]:
     tensors = [
         {
             "tensor": t, "names": [t], "role": "bias" if t.endswith("bias") else "matrix",
-            "shape": [3, 4], "elements": 12, "dtype": "float32", "module": t.partition(".")[0], "module_type": "Linear", "trainable": True,
-            "state": "trainable",
+            "shape": [3, 4], "elements": 12, "dtype": "float32",
+            "module": t.partition(".")[0], "module_type": "Linear",
+            "trainable": True, "state": "trainable",
         }
         for t in TENSORS
     ]  # fmt: skip

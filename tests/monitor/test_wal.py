@@ -20,12 +20,12 @@ from layerwatch.monitor.wal import MAGIC, WalReader, WalWriter, encode
 HEAD = 13  # bytes before a payload
 
 
-def write(path: Path, steps: int = 4) -> list[int]:
+def write(path: Path, steps: int = 4, tensors: int = 3) -> list[int]:
     """A file with a stats and a scalars frame per step; returns where each frame ends, the header's first."""
     writer = WalWriter(path, {"writer": "r0"})
     ends = [writer.size]
     for step in range(steps):
-        writer.append_batch("stats", stats_batch([step]))
+        writer.append_batch("stats", stats_batch([step])[:tensors])
         ends.append(writer.size)
         writer.append_rows("scalars", [[step, 0.5, "train_loss", float(step)]])
         ends.append(writer.size)
@@ -49,7 +49,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_file_cut_at_every_byte_gives_every_whole_frame(tmp_path: Path) -> None:
-    ends = write(tmp_path / "whole.wal", steps=2)
+    ends = write(tmp_path / "whole.wal", steps=1, tensors=1)
     data = (tmp_path / "whole.wal").read_bytes()
     assert ends[-1] == len(data)
     cut = tmp_path / "cut.wal"
@@ -61,9 +61,10 @@ def test_a_file_cut_at_every_byte_gives_every_whole_frame(tmp_path: Path) -> Non
         found = 1 + sum(map(len, reader.tables.values())) if size >= ends[0] else 0
         assert found == whole, size
         assert reader.damaged == 0, size
-        cut.write_bytes(data)  # the writer goes on
+        with cut.open("ab") as file:  # the writer goes on
+            file.write(data[size:])
         reader.read()
-        assert rows(reader) == [0, 1], size
+        assert rows(reader) == [0], size
 
 
 def test_a_flipped_byte_costs_its_own_frame_only(tmp_path: Path) -> None:
