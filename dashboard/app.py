@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, set_props
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, set_props
 from flask import has_request_context, request
 
 from ..monitor import RunError
@@ -22,6 +22,9 @@ from .urls import RUN_PAGES, View, href, parse
 
 log = logging.getLogger(__name__)
 THREADS = 8
+#: Mantine's ten greys of the dark theme, in the blue tint of assets/style.css.
+GREYS = "#e3e7ed #b4bdc9 #98a3b1 #6b7685 #39414d #2b323d #1e242c #171b21 #12161b #0f1216".split()
+ALWAYS_WRITTEN = ("tensor", "with")  # their defaults depend on the log, so a link must say them
 
 
 class _Page(Dash):
@@ -120,7 +123,7 @@ def _shell() -> dmc.MantineProvider:
         ],
         className="shell",
     )
-    theme = {"primaryColor": "indigo", "fontFamily": FONT, "defaultRadius": "sm"}
+    theme = {"primaryColor": "indigo", "fontFamily": FONT, "defaultRadius": "sm", "colors": {"dark": GREYS}}
     return dmc.MantineProvider([*stores, shell], id="mantine", theme=theme, forceColorScheme=screen["theme"])
 
 
@@ -144,7 +147,7 @@ def _navigation(library: Library, view: View) -> list[Any]:
         inputProps={"aria-label": "run"},
     )
     pages = html.Div([items[0], html.Div(switch, className="switch"), *items[1:]], className="nav-links")
-    return [brand, pages]
+    return [html.Div([brand, pages], className="nav-inner")]
 
 
 def _active(yes: bool) -> str:
@@ -161,7 +164,7 @@ def _title(library: Library, view: View) -> list[Any]:
     judged = library.judgement(view.run, wait=0.3)
     health = judged.health if judged else "checking"
     updated = float(run.info.get("updated") or run.info.get("created") or float("nan"))
-    marks: list[Any] = [badge(health, "alarms" if False else health)]
+    marks: list[Any] = [badge(health)]
     if run.live:
         marks.insert(0, html.Span([html.Span(className="dot"), "live"], className="badge live"))
     line = [f"step {integer(run.last_step)}" if run.last_step >= 0 else "no step yet"]
@@ -200,8 +203,10 @@ def _register(app: Dash, library: Library) -> None:
     )
     def show(url: dict[str, Any], screen: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
         view = parse(url["path"], url.get("search", ""))
+        cursor = _cursor(library, view.run)
         nav, title, body = open_page(library, view, screen)
-        return nav, title, body, {"page": view.page, "run": view.run, "defaults": _defaults(body, view)}
+        page = {"page": view.page, "run": view.run, "defaults": _defaults(body, view)}
+        return nav, title, body, page | {"cursor": cursor, "built": url.get("count", 0)}
 
     @app.callback(
         Output("title", "children", allow_duplicate=True),
@@ -235,13 +240,21 @@ def _register(app: Dash, library: Library) -> None:
     )
 
 
+def _cursor(library: Library, name: str) -> str:
+    """The state that a page is built from; taken before, so that what arrives meanwhile counts as news."""
+    try:
+        return library.cursor(name)
+    except (RunError, OSError):
+        return ""
+
+
 def _defaults(body: list[Any], view: View) -> dict[str, Any]:
     """Values of the controls when the URL says nothing: these are left out of the URL."""
     found: dict[str, Any] = {}
     for part in body:
-        for item in [part, *(part._traverse() if hasattr(part, "_traverse") else [])]:
+        for item in [part, *part._traverse()]:
             key = getattr(item, "id", None)
-            if isinstance(key, dict) and "state" in key and key["state"] not in view.params:
+            if isinstance(key, dict) and key["state"] not in (*view.params, *ALWAYS_WRITTEN):
                 found[key["state"]] = getattr(item, "value", None)
     return found
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import dash_mantine_components as dmc
+import numpy as np
 from dash import dcc, html
 
+from .figures.base import wide
 from .figures.theme import TEMPLATES, Style
 from .text import integer, number, words
 from .urls import View, href
@@ -118,9 +120,8 @@ def smoothing(view: View) -> html.Div:
         updatemode="mouseup",
         thumbLabel="smoothing",
         label={"function": "twoDigits"},
-        pt=8,
     )
-    return _labelled(control, "Smoothing")
+    return _labelled(html.Div(control, className="slider"), "Smoothing")
 
 
 def step_slider(view: View, steps: Sequence[int], key: str = "at") -> html.Div:
@@ -139,13 +140,13 @@ def step_slider(view: View, steps: Sequence[int], key: str = "at") -> html.Div:
         w=190,
         updatemode="mouseup",
         thumbLabel="step",
-        pt=8,
     )
-    return _labelled(control, "Profile at step")
+    return _labelled(html.Div(control, className="slider"), "Profile at step")
 
 
-def scale(view: View, default: str = "linear") -> html.Div:
-    """Linear or logarithmic value axis."""
+def scale(view: View, *values: np.ndarray) -> html.Div:
+    """Linear or logarithmic value axis; logarithmic from the start when positive values span three decades."""
+    default = "log" if values and wide(np.concatenate(values)) else "linear"
     return choice(view, "scale", {"linear": "Linear", "log": "Log"}, default, "Value axis")
 
 

@@ -64,9 +64,9 @@ class Library:
         self._scanned = float("-inf")
         self._refreshed: dict[str, float] = {}
         self._judged: dict[str, Judgement] = {}
-        self._pending: dict[str, Future[Judgement]] = {}
+        self._pending: dict[str, Future[Judgement]] = {}  # in the order of the wish: the latest is served first
         self._judge = ThreadPoolExecutor(1, thread_name_prefix="layerwatch-judge")
-        self._judges: OrderedDict[str, Run] = OrderedDict()
+        self._judges: OrderedDict[Path, Run] = OrderedDict()
         self._memo: OrderedDict[Hashable, Any] = OrderedDict()
 
     def runs(self) -> dict[str, Run]:
@@ -112,9 +112,9 @@ class Library:
             known = self._judged.get(name)
             if known and (known.stamp == stamp or time.monotonic() < known.again):
                 return known
-            future = self._pending.get(name)
-            if future is None:
-                future = self._pending[name] = self._judge.submit(self._find, name, self._runs[name].path)
+            future = self._pending.pop(name, None) or Future()
+            self._pending[name] = future
+            self._judge.submit(self._judge_latest)
         try:
             return future.result(timeout=wait)
         except NotReady:
@@ -162,24 +162,33 @@ class Library:
         self._broken = broken
         self._scanned = time.monotonic()
 
-    def _find(self, name: str, path: Path) -> Judgement:
+    def _judge_latest(self) -> None:
+        """Judge the run that was asked for last: a reader is waiting for it, the others are rows of a table."""
+        with self._lock:
+            if not self._pending:
+                return
+            name = next(reversed(self._pending))
+            future, path = self._pending[name], self._runs[name].path if name in self._runs else self.root / name
+        result = self._find(path)
+        with self._lock:
+            self._judged[name] = result
+            self._pending.pop(name, None)
+        future.set_result(result)
+
+    def _find(self, path: Path) -> Judgement:
         """Judge a run on a reader of its own, because a reader is locked while its detectors work."""
         began, stamp = time.monotonic(), ""
         try:
-            judge = self._judges.pop(name, None) or Run(path)
-            self._judges[name] = judge
+            judge = self._judges.pop(path, None) or Run(path)
+            self._judges[path] = judge
             if len(self._judges) > 3:
                 self._judges.popitem(last=False)
             judge.refresh()
             stamp = judge.fingerprint()
-            result = Judgement(stamp, judge.findings(), judge.notes(), again=_later(began))
+            return Judgement(stamp, judge.findings(), judge.notes(), again=_later(began))
         except Exception as error:  # a detector may raise anything; the page must still open
             log.exception("the detectors failed on %s", path)
-            result = Judgement(stamp, error=f"{type(error).__name__}: {error}", again=_later(began))
-        with self._lock:
-            self._judged[name] = result
-            self._pending.pop(name, None)
-        return result
+            return Judgement(stamp, error=f"{type(error).__name__}: {error}", again=_later(began))
 
 
 def _later(began: float) -> float:

@@ -85,7 +85,11 @@ def words(code: str) -> str:
 
 def short(name: str, width: int = 32) -> str:
     """The end of a long tensor name, which is where names differ: …layer.0.attention.query.weight."""
-    return name if len(name) <= width else "…" + name[-(width - 1) :]
+    if len(name) <= width:
+        return name
+    tail = name[-(width - 1) :]
+    _, dot, rest = tail.partition(".")
+    return "…" + (rest if dot and len(rest) > width // 2 else tail)
 
 
 def rounded(values: np.ndarray, digits: int = 7) -> list[float | None]:

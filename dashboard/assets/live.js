@@ -2,7 +2,7 @@
 // silent while the tab is hidden or paused; asks less often while nothing happens.
 (() => {
   const FAST = 1000, SLOW = 15000;
-  let shown = null, key = null, paused = false, wait = FAST, timer = null, drawing = 0;
+  let built = null, paused = false, wait = FAST, timer = null, drawing = 0;
 
   // Callbacks in flight. A new pulse would make Dash drop their answers, and the page would never change.
   const plain = window.fetch;
@@ -28,14 +28,8 @@
       if (!answer.ok) return again(SLOW);
       const { cursor, live } = await answer.json();
       label(live);
-      if (name !== key) {
-        key = name;
-        shown = null;
-      }
-      const news = cursor !== shown;
-      const first = shown === null;
-      shown = cursor;
-      if (news && !(first && !stale(cursor))) window.dash_clientside.set_props("pulse", { data: cursor });
+      const news = cursor !== shown();
+      if (news) window.dash_clientside.set_props("pulse", { data: cursor });
       const cost = performance.now() - began;
       wait = news ? FAST : Math.min(wait * 1.4, live ? 3000 : SLOW);
       again(Math.max(wait, 5 * cost));
@@ -44,9 +38,14 @@
       again(SLOW);
     }
   }
-  // A page that has just opened is fresh; drawing it again would only flicker. Findings may still be on their way.
-  function stale() {
-    return document.querySelector(".badge.checking, .badge.live") !== null;
+  // What is on screen: the last pulse, or what the page was built from when it is newer than that.
+  function shown() {
+    const page = window.dash_component_api.getLayout("page")?.props.data;
+    if (page.built !== built) {
+      built = page.built;
+      return page.cursor;
+    }
+    return window.dash_component_api.getLayout("pulse")?.props.data || page.cursor;
   }
   function again(delay) {
     clearTimeout(timer);

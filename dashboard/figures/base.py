@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..text import rounded
+from ..text import number, rounded
 from .theme import Figure, Style
 
 #: More points than this a line costs the browser time and shows nothing more on a screen.
@@ -95,23 +96,71 @@ def stack(panels: list[Panel], style: Style, steps: tuple[float, float] | None =
             "title": {"text": panel.title},
             "nticks": 5,
         }
-        if panel.log:
-            axis["type"] = "log"
+        values = np.array([y for trace in panel.traces for y in trace["y"]], dtype=float)
+        axis |= log_axis(values) if panel.log else level(values)
         layout["yaxis" + key] = axis | (panel.axis or {})
         data += [trace | {"xaxis": "x", "yaxis": "y" + key} for trace in panel.traces]
         top -= height + GAP
-    layout["xaxis"] = step_axis(steps) | {"anchor": "y" + ("" if len(panels) == 1 else str(len(panels)))}
+    layout["xaxis"] = step_axis(steps, data) | {"anchor": "y" + ("" if len(panels) == 1 else str(len(panels)))}
     if style.narrow:
         layout["legend"] = {"font": {"size": 11}}
     return {"data": data, "layout": layout}
 
 
-def step_axis(steps: tuple[float, float] | None = None) -> dict[str, Any]:
-    """The step axis, zoomed to a range when there is one."""
+def step_axis(steps: tuple[float, float] | None = None, data: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The step axis, zoomed to a range when there is one; else as long as the traces, without padding."""
     axis: dict[str, Any] = {"title": {"text": "optimizer step"}, "hoverformat": ",d", "tickformat": ",d"}
+    ends = [trace["x"][end] for trace in data if len(trace["x"]) for end in (0, -1)]
     if steps:
         axis |= {"range": list(steps), "autorange": False}
+    elif ends and min(ends) < max(ends):
+        axis["autorangeoptions"] = {"clipmin": min(ends), "clipmax": max(ends)}
     return axis
+
+
+def log_axis(values: np.ndarray) -> dict[str, Any]:
+    """A logarithmic axis with at most six labels: powers of ten, or 1-2-5 steps on a short range."""
+    with np.errstate(invalid="ignore"):
+        finite = values[np.isfinite(values) & (values > 0)]
+    if not len(finite):
+        return {}
+    low, high = float(np.log10(finite.min())), float(np.log10(finite.max()))
+    pad = max(0.05 * (high - low), 0.04)
+    low, high = low - pad, high + pad
+    powers = range(int(np.floor(low)), int(np.ceil(high)) + 1)
+    jump = max(1, round((high - low) / 4.5))
+    ticks = [10.0**p for p in powers if low <= p <= high and p % jump == 0]
+    if len(ticks) < 2:
+        ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= np.log10(m * 10.0**p) <= high]
+    if len(ticks) < 2:
+        ticks = [float(f"{10**x:.2g}") for x in np.linspace(low + pad, high - pad, 2)]
+    labels = [power(tick) for tick in ticks]
+    return {"type": "log", "range": [low, high], "tickvals": ticks, "ticktext": labels}
+
+
+def level(values: np.ndarray) -> dict[str, Any]:
+    """The axis of a constant: one tick at its value instead of a range from Plotly's imagination."""
+    finite = values[np.isfinite(values)]
+    if not len(finite) or finite.min() < finite.max():
+        return {}
+    value = float(finite[0])
+    reach = abs(value) or 1.0
+    return {"range": [value - reach, value + reach], "tickvals": [value], "ticktext": [number(value)]}
+
+
+def wide(values: np.ndarray) -> bool:
+    """Whether positive values span three decades, so that a linear axis would show only the largest."""
+    finite = values[np.isfinite(values)]
+    return bool(len(finite) and finite.min() > 0 and finite.max() > 1e3 * finite.min())
+
+
+def power(value: float) -> str:
+    """A tick of a logarithmic axis: 0.01, 50, 10 to the -5."""
+    if 0.001 <= value < 100_000:
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    ten = f"10<sup>{int(exponent)}</sup>"
+    return ten if float(mantissa) == 1 else f"{float(mantissa):g}·{ten}"
 
 
 def log_safe(values: np.ndarray) -> np.ndarray:

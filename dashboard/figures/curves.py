@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..text import words
-from .base import Panel, line, smooth, stack
+from .base import Panel, level, line, log_axis, smooth, stack, step_axis, wide
 from .theme import Figure, Style, message, translucent
 
 MAX_PANELS = 12
@@ -23,17 +23,20 @@ def small_multiples(scalars: dict[str, pd.DataFrame], style: Style, smoothing: f
     rows = -(-len(shown) // columns)
     data, layout = [], {"showlegend": False, "hovermode": "x", "annotations": []}
     width, tall = 1 / columns, 1 / rows
+    caption, below = 24 / multiples_height(len(shown), style.narrow), 30 / multiples_height(len(shown), style.narrow)
     for i, (name, frame) in enumerate(shown):
         row, column = divmod(i, columns)
         key = "" if i == 0 else str(i + 1)
         left = column * width + (0.05 if column else 0)
-        right = (column + 1) * width - (0.01 if column < columns - 1 else 0)
-        top, bottom = 1 - row * tall - 0.09 * (3 / max(rows, 3)), 1 - (row + 1) * tall + 0.1 * tall
-        values = frame["value"].to_numpy(dtype=float)
-        trace = line(frame["step"].to_numpy(), smooth(values, smoothing), name, style.palette.accent)
+        right = (column + 1) * width - (0.005 if column < columns - 1 else 0)
+        top, bottom = 1 - row * tall - caption, 1 - (row + 1) * tall + below
+        values = smooth(frame["value"].to_numpy(dtype=float), smoothing)
+        trace = line(frame["step"].to_numpy(), values, name, style.palette.accent)
         data.append(trace | {"xaxis": "x" + key, "yaxis": "y" + key})
-        layout["xaxis" + key] = {"domain": [left, right], "anchor": "y" + key, "nticks": 4, "tickformat": ",d"}
-        layout["yaxis" + key] = {"domain": [bottom, top], "anchor": "x" + key, "nticks": 4}
+        layout["xaxis" + key] = step_axis(None, [trace]) | {"domain": [left, right], "anchor": "y" + key, "nticks": 5}
+        layout["xaxis" + key]["title"] = {"text": "optimizer step" if row == rows - 1 else ""}
+        layout["yaxis" + key] = {"domain": [bottom, top], "anchor": "x" + key, "nticks": 4, "ticklabelstandoff": 4}
+        layout["yaxis" + key] |= log_axis(values) if wide(values) else level(values)
         layout["annotations"].append(_caption(name, left, top, style))
     return {"data": data, "layout": layout}
 
@@ -41,12 +44,12 @@ def small_multiples(scalars: dict[str, pd.DataFrame], style: Style, smoothing: f
 def multiples_height(count: int, narrow: bool = False) -> int:
     """Pixels for so many small panels."""
     count = min(max(count, 1), MAX_PANELS)
-    return 40 + 165 * (count if narrow else -(-count // 3))
+    return 20 + 175 * (count if narrow else -(-count // 3))
 
 
 def _caption(name: str, left: float, top: float, style: Style) -> dict[str, Any]:
     return {
-        "text": words(name).replace("<", "&lt;"),
+        "text": name.replace("<", "&lt;"),
         "x": left,
         "y": top,
         "xref": "paper",

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..text import short
 from .base import Panel, line, log_safe, packed, stack, step_axis
-from .theme import Figure, Style, message, translucent
+from .theme import Figure, Style, color_bar, message, translucent
 
 MAX_LINES = 8
 BANDS = (("min", "max", 0.08, "all"), ("p01", "p99", 0.14, "98 %"), ("p05", "p95", 0.2, "90 %"), ("p25", "p75", 0.3, "50 %"))
@@ -52,7 +53,7 @@ def vector(at: np.ndarray, values: np.ndarray, name: str, style: Style, steps: t
         p = style.palette
         colors = [p.accent, p.second, p.third, p.fourth, p.dim, p.good, p.info, p.warning]
         traces = [line(at, values[:, i], f"[{i}]", colors[i]) for i in range(values.shape[1])]
-        return stack([Panel(traces, "value")], style, steps)
+        return stack([Panel(traces, f"value of {short(name, 24)}")], style, steps)
     keep = np.unique(np.linspace(0, len(at) - 1, min(len(at), 400)).round().astype(int))
     part = values[keep].T
     finite = np.abs(part[np.isfinite(part)])
@@ -65,10 +66,10 @@ def vector(at: np.ndarray, values: np.ndarray, name: str, style: Style, steps: t
         "zmin": -(limit or 1.0),
         "zmax": limit or 1.0,
         "colorscale": [[0, p.second], [0.5, p.card], [1, p.accent]],
-        "colorbar": {"nticks": 5, "title": {"text": "value", "side": "right"}},
+        "colorbar": color_bar("value", style) | {"nticks": 5},
         "hovertemplate": "element %{y}<br>step %{x:,d}<br>%{z:.3~g}<extra></extra>",
     }
-    axis = {"title": {"text": "element"}, "autorange": "reversed", "showgrid": False, "tickformat": "d"}
+    axis = {"title": {"text": f"element of {short(name, 24)}"}, "autorange": "reversed", "showgrid": False, "tickformat": "d"}
     layout = {"hovermode": "closest", "xaxis": step_axis(steps) | {"showgrid": False}, "yaxis": axis}
     return {"data": [trace], "layout": layout}
 
@@ -128,7 +129,7 @@ def activity(at: np.ndarray, active: np.ndarray, style: Style, steps: tuple[floa
         "z": packed(part),
         "zmin": 0,
         "zmax": 1,
-        "colorscale": [[0, translucent(p.critical, 0.16)], [0.001, translucent(p.accent, 0.2)], [1, p.accent]],
+        "colorscale": [[0, p.critical], [0.001, translucent(p.accent, 0.12)], [1, translucent(p.accent, 0.4)]],
         "showscale": False,
         "hovertemplate": "unit %{y}<br>step %{x:,d}<br>active %{z:.0%}<extra></extra>",
     }

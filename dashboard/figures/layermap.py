@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..text import integer, short
-from .base import packed, step_axis
+from .base import log_axis, packed, step_axis
 from .grid import Grid, limits, per_layer, pool, scaled
-from .theme import Figure, Style, message, translucent
+from .theme import Figure, Style, color_bar, message, translucent
 
 
 def layer_map(
@@ -44,31 +44,35 @@ def layer_map(
         data.append(_red(shown, style))
     axis: dict[str, Any] = {
         "type": "category",
-        "autorange": "reversed",
+        "categoryorder": "array",  # from the bottom up
+        "categoryarray": shown.names[::-1],
+        "range": [-0.5, len(shown.names) - 0.5],
         "labelalias": {name: short(name, width) for name in shown.names},
         "tickfont": {"size": 10 if len(shown.names) > 25 else 11},
         "showgrid": False,
         "ticks": "",
         "title": {"text": "layer, first on top" if not narrow else "layer"},
     }
-    right = 1.0 if narrow or len(shown.names) != len(grid.names) else 0.78
+    right = 1.0 if len(shown.names) != len(grid.names) else 0.62 if narrow else 0.78
     layout: dict[str, Any] = {
         "hovermode": "closest",
         "showlegend": False,
         "yaxis": axis,
-        "xaxis": step_axis(steps) | {"domain": [0, right], "showgrid": False, "constrain": "domain"},
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 58},  # fixed below: two axes that measure themselves collide
+        "xaxis": step_axis(steps) | {"domain": [0, right], "showgrid": False, "automargin": False},
     }
     if right < 1:
         data.append(_profile(grid.names, profile, style, bars, unit))
-        layout["xaxis2"] = _profile_axis(profile, log, title, grid.steps[column])
+        layout["xaxis2"] = _profile_axis(profile, log, title, grid.steps[column]) | {"domain": [right + 0.03, 1]}
         layout["shapes"] = [_cursor(float(grid.steps[column]), style)]
     return {"data": data, "layout": layout}
 
 
 def profile_column(grid: Grid, at: float | None) -> int:
-    """The capture at or before step `at`; the last one without it."""
+    """The capture at or before step `at`; without it the last one that holds a finite value."""
     if at is None:
-        return len(grid.steps) - 1
+        seen = np.flatnonzero(np.isfinite(grid.values).any(axis=0))
+        return int(seen[-1]) if len(seen) else len(grid.steps) - 1
     return max(int(np.searchsorted(grid.steps, at, side="right")) - 1, 0)
 
 
@@ -80,18 +84,7 @@ def height(rows: int, narrow: bool = False) -> int:
 def _heat(
     grid: Grid, z: np.ndarray, low: float, high: float, title: str, unit: str, style: Style, ticks: dict[str, Any]
 ) -> dict[str, Any]:
-    bar = {
-        "orientation": "h",
-        "x": 0,
-        "xanchor": "left",
-        "xpad": 0,
-        "y": 1.0,
-        "yanchor": "bottom",
-        "ypad": 4,
-        "len": 1.0 if style.narrow else 0.45,
-        "thickness": 8,
-        "title": {"text": title, "side": "top", "font": {"size": 12, "color": style.palette.dim}},
-    }
+    bar = color_bar(title, style)
     return {
         "type": "heatmap",
         "name": title,
@@ -155,15 +148,15 @@ def _profile(names: list[str], values: np.ndarray, style: Style, bars: bool, uni
 
 def _profile_axis(values: np.ndarray, log: bool, title: str, step: int) -> dict[str, Any]:
     axis: dict[str, Any] = {
-        "domain": [0.8, 1],
         "anchor": "y",
         "title": {"text": f"{title}<br>at step {integer(step)}"},
         "nticks": 4,
         "fixedrange": True,
+        "automargin": False,
     }
     finite = values[np.isfinite(values)]
     if log and (finite > 0).any():
-        axis["type"] = "log"
+        axis |= log_axis(finite)
     elif not log:
         axis["rangemode"] = "tozero"
     return axis

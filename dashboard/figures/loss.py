@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..text import integer, number, words
-from .base import Panel, line, log_safe, smooth, stack
+from .base import Panel, line, log_safe, smooth, stack, thin
 from .theme import Figure, Style, translucent, wrap
 
 MAX_LANES = 8
@@ -55,36 +55,32 @@ def loss_traces(train: pd.DataFrame, val: pd.DataFrame, style: Style, smoothing:
     """The two losses: raw faint behind smooth, points that are not finite as red crosses."""
     p = style.palette
     traces = []
-    for frame, name, color, dash in ((train, "train", p.accent, "solid"), (val, "validation", p.second, "solid")):
+    for frame, name, color in ((train, "train", p.accent), (val, "validation", p.second)):
         if frame.empty:
             continue
         steps, values = frame["step"].to_numpy(), frame["value"].to_numpy(dtype=float)
         if smoothing > 0:
             raw = line(steps, values, f"{name} (raw)", translucent(color, 0.28), width=1)
             traces.append(raw | {"showlegend": False, "hoverinfo": "skip", "hovertemplate": None})
-        traces.append(line(steps, smooth(values, smoothing), name, color, dash=dash))
+        traces.append(line(steps, smooth(values, smoothing), name, color))
         if len(steps) <= 60:
             traces[-1] |= {"mode": "lines+markers", "marker": {"size": 4}}
-        traces += _not_finite(steps, values, name, p.critical)
+    for frame, name in ((train, "train"), (val, "validation")):
+        traces += _not_finite(frame, name, [train, val], p.critical)
     return traces
 
 
-def _not_finite(steps: np.ndarray, values: np.ndarray, name: str, color: str) -> list[dict[str, Any]]:
-    bad = ~np.isfinite(values)
+def _not_finite(frame: pd.DataFrame, name: str, both: list[pd.DataFrame], color: str) -> list[dict[str, Any]]:
+    """A red line at the top over the steps whose loss was NaN or infinite."""
+    bad = ~np.isfinite(frame["value"].to_numpy(dtype=float))
     if not bad.any():
         return []
-    level = np.nanmax(np.where(bad, np.nan, values)) if not bad.all() else 1.0
-    return [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": f"{name} is NaN or infinite",
-            "x": steps[bad][:500].tolist(),
-            "y": [float(level)] * min(int(bad.sum()), 500),
-            "marker": {"symbol": "x", "size": 7, "color": color},
-            "hovertemplate": "not finite",
-        }
-    ]
+    values = np.concatenate([part["value"].to_numpy(dtype=float) for part in both])
+    level = float(np.max(values[np.isfinite(values)], initial=0.0)) or 1.0
+    index = thin(np.arange(len(bad)), bad.astype(float))
+    trace = line(frame["step"].to_numpy()[index], np.where(bad[index], level, np.nan), f"{name} not finite", color, width=4)
+    few = int(bad.sum()) <= 60
+    return [trace | {"mode": "lines+markers" if few else "lines", "marker": {"size": 5}, "hovertemplate": "not finite"}]
 
 
 def gap_panel(frame: pd.DataFrame, style: Style) -> Panel:

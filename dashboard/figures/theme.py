@@ -144,6 +144,22 @@ def template(palette: Palette) -> dict[str, Any]:
 TEMPLATES = {name: template(palette) for name, palette in PALETTES.items()}
 
 
+def color_bar(title: str, style: Style) -> dict[str, Any]:
+    """A slim horizontal colour bar above the plot, with its title over it."""
+    return {
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "xpad": 0,
+        "y": 1.0,
+        "yanchor": "bottom",
+        "ypad": 6,
+        "len": 0.9 if style.narrow else 0.45,
+        "thickness": 7,
+        "title": {"text": title, "side": "top", "font": {"size": 12, "color": style.palette.dim}},
+    }
+
+
 def translucent(color: str, alpha: float) -> str:
     """`#rrggbb` as rgba with the given opacity."""
     r, g, b = (int(color[i : i + 2], 16) for i in (1, 3, 5))

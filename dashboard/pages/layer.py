@@ -41,6 +41,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
                 _selector(run, chosen),
                 choice(view, "view", {"map": "Map", "ridges": "Ridges"}, "map", "Histograms as"),
                 scale(view),
+                choice(view, "kind", KINDS, "weight", "Quantiles of"),
                 hidden(view, "range"),
             ],
             className="toolbar",
@@ -48,7 +49,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         html.Div(id="layer-facts", className="facts-strip"),
         html.Div(id="layer-findings", className="findings"),
         html.Div([_histogram_card(kind, style) for kind in KINDS], className="quarters"),
-        html.Div([_quantile_card(view, style), _bias_card(style), _activity_card(style)], className="halves"),
+        html.Div([_quantile_card(style), _bias_card(style), _activity_card(style)], className="thirds"),
         html.Div(_history_card(style), className="", id="history-wrap"),
     ]
 
@@ -81,31 +82,30 @@ def _selector(run: Run, chosen: str) -> html.Div:
 
 def _histogram_card(kind: str, style: Style) -> html.Div:
     explain = {
-        "weight": "Values of the weight over time; darker is more.",
+        "weight": "Values of the weight; stronger is more.",
         "gradient": "Values of the gradient, before clipping.",
         "update": "How far one step moved each weight.",
         "activation": "Values of the module's output.",
     }[kind]
-    plot = graph(f"histogram-{kind}", f"{KINDS[kind]} histogram over time", 270, style)
+    plot = graph(f"histogram-{kind}", f"{KINDS[kind]} histogram over time", 240, style)
     return html.Div(card(f"{KINDS[kind]} histogram", explain, plot), id=f"card-{kind}")
 
 
-def _quantile_card(view: View, style: Style) -> html.Div:
-    plot = graph("quantile-plot", "Quantiles over time", 290, style)
-    tool = choice(view, "kind", KINDS, "weight", "Of")
+def _quantile_card(style: Style) -> html.Div:
+    plot = graph("quantile-plot", "Quantiles over time", 270, style)
     explain = "The bands hold 50, 90, 98 and 100 % of the elements; the line is the median."
-    return html.Div(card("Quantiles", explain, plot, tools=[tool]), id="card-quantiles")
+    return html.Div(card("Quantiles", explain, plot), id="card-quantiles")
 
 
 def _bias_card(style: Style) -> html.Div:
-    plot = graph("bias-plot", "Values over time", 290, style)
+    plot = graph("bias-plot", "Values over time", 270, style)
     explain = "Each element over time: a bias that runs away or never moves shows at once."
-    return html.Div(card("Bias values", explain, html.P(id="bias-name", className="plot-note"), plot), id="card-bias")
+    return html.Div(card("Bias values", explain, plot), id="card-bias")
 
 
 def _activity_card(style: Style) -> html.Div:
-    plot = graph("activity-plot", "Active units", 290, style)
-    explain = "Filled: the unit was not zero for some sample. A row that stays empty is a dead unit."
+    plot = graph("activity-plot", "Active units", 270, style)
+    explain = "Blue: the unit was not zero for some sample of the capture. A row that stays red is dead."
     return html.Div(card("Active units", explain, plot), id="card-activity")
 
 
@@ -295,7 +295,6 @@ def register(app: Dash, library: Library) -> None:
     @app.callback(
         Output("layer-facts", "children"),
         Output("layer-findings", "children"),
-        Output("bias-name", "children"),
         *[Output(f"card-{card}", "className") for card in SHOWN],
         Input(state_id("tensor"), "value"),
         Input("pulse", "data"),
@@ -306,6 +305,6 @@ def register(app: Dash, library: Library) -> None:
             run = library.run(page["run"])
             judged = library.judgement(page["run"], wait=0.5)
         except (RunError, OSError) as error:
-            return [[notice("This run cannot be read", str(error), "critical")], [], "", *([""] * len(SHOWN))]
+            return [[notice("This run cannot be read", str(error), "critical")], [], *([""] * len(SHOWN))]
         items = [finding_item(page["run"], f) for f in about(judged, name, module_of(run, name))]
-        return [facts(run, name), items, bias_of(run, name), *available(run, name)]
+        return [facts(run, name), items, *available(run, name)]

@@ -24,18 +24,19 @@ HOW = "watcher.log(val_loss=validate(model))   # whenever you validate; it attac
 def layout(view: View, library: Library, style: Style) -> list[Any]:
     """The stopping sentence, its numbers, the curves."""
     run = library.run(view.run)
+    losses = [run.scalars(name)["value"].to_numpy() for name in ("train_loss", "val_loss")]
     parts: list[Any] = []
     if run.scalars("val_loss").empty:
         text = [html.P("Overfitting shows as a gap between validation and training loss. Log the validation loss:"), code(HOW)]
         parts.append(notice("No val_loss was logged", text))
     parts += [
-        html.Div(summary(run), id="overfitting-summary"),
+        html.Div(summary(run), id="overfitting-summary", className="body"),
         card(
             "Training against validation",
             "Overfitting: validation turns up while training still falls, and the gap widens. "
             "Weight norm ÷ first: how much the weights grew, over all layers together.",
             graph("overfitting-plot", "Training against validation", 520, style),
-            tools=[scale(view), smoothing(view), hidden(view, "range")],
+            tools=[scale(view, *losses), smoothing(view), hidden(view, "range")],
             wide=True,
         ),
     ]

@@ -27,6 +27,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     judged = library.judgement(view.run, wait=1.5)
     others = other_scalars(run)
     height = 380 + 30 * min(len(judged.findings) if judged else 0, 8)
+    losses = [run.scalars(name)["value"].to_numpy() for name in ("train_loss", "val_loss")]
     parts: list[Any] = [
         html.Div(key_figures(run, judged), id="key-figures", className="kpis"),
         html.Div(
@@ -36,7 +37,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
                     "Gap = validation minus training loss since the previous validation. "
                     "Dotted lines: where a finding begins. Drag to zoom, double-click to go back.",
                     graph("loss-plot", "Loss and generalisation gap", height, style),
-                    tools=[scale(view), smoothing(view), hidden(view, "range")],
+                    tools=[scale(view, *losses), smoothing(view), hidden(view, "range")],
                 ),
                 html.Div(findings(view.run, judged), id="findings", className="findings", **{"aria-live": "polite"}),
             ],

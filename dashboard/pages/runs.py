@@ -57,11 +57,11 @@ def _grid(library: Library, style: Style) -> dag.AgGrid:
         {"field": "run", "headerName": "Run", "cellRenderer": "RunLink", "minWidth": 190, "flex": 2, "pinned": None},
         {"field": "rank", "headerName": "Health", "cellRenderer": "Health", "width": 112, "filter": False},
         {"field": "finding", "headerName": "Worst finding", "minWidth": 190, "flex": 2},
-        right | {"field": "step", "headerName": "Last step", "width": 105, "valueFormatter": _shown("step")},
+        right | {"field": "step", "headerName": "Last step", "width": 122, "valueFormatter": _shown("step")},
         {"field": "seconds", "headerName": "Age", "width": 118, "valueFormatter": _shown("seconds"), "filter": False},
-        right | {"field": "train", "headerName": "Train loss", "width": 110, "valueFormatter": _shown("train")},
-        right | {"field": "val", "headerName": "Val loss", "width": 102, "valueFormatter": _shown("val")},
-        right | {"field": "gap", "headerName": "Gap", "width": 92, "valueFormatter": _shown("gap")},
+        right | {"field": "train", "headerName": "Train loss", "width": 126, "valueFormatter": _shown("train")},
+        right | {"field": "val", "headerName": "Val loss", "width": 118, "valueFormatter": _shown("val")},
+        right | {"field": "gap", "headerName": "Gap", "width": 100, "valueFormatter": _shown("gap")},
     ]
     return dag.AgGrid(
         id="runs-grid",
@@ -71,7 +71,7 @@ def _grid(library: Library, style: Style) -> dag.AgGrid:
         getRowId="params.data.run",
         dashGridOptions={
             "domLayout": "autoHeight" if len(rows) <= 60 else "normal",
-            "theme": {"function": "layerwatchGridTheme(theme)"},
+            "theme": {"function": "layerwatchGridTheme(themeQuartz)"},
             "suppressCellFocus": True,
             "rowHeight": 40,
             "headerHeight": 38,
