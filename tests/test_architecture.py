@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -70,6 +71,15 @@ def test_the_import_reader_sees_lazy_relative_and_dynamic_imports() -> None:
     assert {name for _, name in imports("from . import a", "layerwatch.monitor", is_package=True)} == {
         "layerwatch.monitor.a"
     }
+
+
+def test_the_tour_of_the_house_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for room in FORBIDDEN:
+        start = page.index(f"**`{room}/`")
+        named = set(re.findall(r"`(\w+)/?`", page[start : page.index("\n\n**`", start + 1)]))
+        there = {path.stem for path in (ROOT / room).glob("*.py")} - {"__init__"}
+        assert there - named == set(), f"docs/architecture.md does not say what these modules of {room}/ own"
 
 
 def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
