@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..monitor.schema import STATS
 from ..monitor.summary import Summary
 
-_FROM_SUMMARY = [name for name in STATS.names if name in Summary.__dataclass_fields__]
+_FROM_SUMMARY = [name for name in STATS.names if name in {f.name for f in fields(Summary)}]
+_OTHERS = ["step", "time", "tensor", "kind", "stage", "state", "skipped"]
+_ORDER = [(_OTHERS + _FROM_SUMMARY).index(name) for name in STATS.names]
+_values_of = attrgetter(*_FROM_SUMMARY)
 
 
 class Rows:
     """Rows of one or more captures; `batch` empties it."""
 
     def __init__(self) -> None:
-        self._columns: dict[str, list[Any]] = {name: [] for name in STATS.names}
+        self._rows: list[tuple[Any, ...]] = []
 
     def __len__(self) -> int:
-        return len(self._columns["step"])
+        return len(self._rows)
 
     def add(
         self, step: int, time: float, tensor: str, kind: str, summary: Summary,
         *, stage: str | None = None, state: str | None = None, skipped: bool = False,
     ) -> None:  # fmt: skip
         """One row."""
-        columns = self._columns
-        for name in _FROM_SUMMARY:
-            columns[name].append(getattr(summary, name))
-        if not math.isfinite(summary.min):  # nothing finite
-            columns["min"][-1] = columns["max"][-1] = None
-        others = {
-            "step": step, "time": time, "tensor": tensor, "kind": kind,
-            "stage": stage, "state": state, "skipped": skipped,
-        }  # fmt: skip
-        for name, value in others.items():
-            columns[name].append(value)
+        self._rows.append((step, time, tensor, kind, stage, state, skipped, *_values_of(summary)))
 
     def batch(self) -> pa.RecordBatch:
         """All rows as one Arrow batch."""
-        arrays = [pa.array(self._columns[f.name], f.type) for f in STATS]
-        self._columns = {name: [] for name in STATS.names}
-        return pa.RecordBatch.from_arrays(arrays, schema=STATS)
+        columns = list(zip(*self._rows, strict=True))
+        self._rows = []
+        arrays = [pa.array(columns[place], f.type) for place, f in zip(_ORDER, STATS, strict=True)]
+        return pa.RecordBatch.from_arrays([*map(_finite_or_null, arrays, STATS.names)], schema=STATS)
+
+
+def _finite_or_null(column: pa.Array, name: str) -> pa.Array:
+    """The range of a tensor without a finite element is unknown."""
+    return pc.if_else(pc.is_finite(column), column, None) if name in ("min", "max") else column

@@ -8,7 +8,9 @@ float8 by value.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +23,21 @@ from ..monitor.summary import Summary
 Array = NDArray[np.floating]
 
 _EMPTY = np.empty(0, np.float32)
-_START = np.array([0.0, 0.0, math.inf, -math.inf, 0.0, 0.0, 0.0, 0.0])
-#: Ascending order of the 2,048 histogram indices by bucket number; subnormal and non-finite ones left out.
-_ORDER32 = np.concatenate([np.arange(1024 + 1019, 1024 + 3, -1), np.arange(4, 1020)])
-_BUCKET32 = np.where(_ORDER32 >= 1024, -(_ORDER32 - 1024), _ORDER32).astype(np.int16)
-_ORDER64 = np.concatenate(
-    [np.arange(2 * kernels.WIDE - 5, kernels.WIDE + 3, -1), np.arange(4, kernels.WIDE - 4)]
-)
-_BUCKET64 = np.where(_ORDER64 >= kernels.WIDE, -(_ORDER64 - kernels.WIDE), _ORDER64).astype(np.int16)
+_PLAIN = (torch.float32, torch.float64)
+
+
+class _Scratch(threading.local):
+    """Buffers that the kernels fill, one set per thread: compiled loops release the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self.out = np.empty(8)
+        self.narrow = np.zeros(2 * 1024, np.int64)  # always left cleared
+        self.wide = np.zeros(2 * kernels.WIDE, np.int64)
+        self.buckets = np.empty(2 * kernels.WIDE, np.int16)
+        self.counts = np.empty(2 * kernels.WIDE, np.int64)
+
+
+_scratch = _Scratch()
 
 
 def array_of(tensor: Tensor) -> Array:
@@ -39,45 +48,51 @@ def array_of(tensor: Tensor) -> Array:
     are the caller's to count.
     """
     data = tensor.detach()
+    if data.dtype in _PLAIN and data.layout is torch.strided and data.device.type == "cpu":
+        return data.reshape(-1).numpy()
     if data.is_sparse:
         data = data.coalesce().values()
     elif data.layout is not torch.strided:
         data = data.to_dense()
     if data.is_complex():
         data = data.abs()
-    if data.dtype not in (torch.float32, torch.float64):
+    if data.dtype not in _PLAIN:
         data = data.to(torch.float64 if data.dtype in (torch.int32, torch.int64) else torch.float32)
-    return data.cpu().contiguous().view(-1).numpy()
+    return data.cpu().reshape(-1).numpy()
 
 
-def summarise_array(x: Array) -> Summary:
-    """Summary of a flat float32 or float64 array; see `monitor.summary.summarise` for the plain
-    definition."""
-    out = _START.copy()
+def summarise_array(x: Array, **more: Any) -> Summary:
+    """Summary of a flat float32 or float64 array; see `monitor.summary.summarise` for the plain definition.
+
+    `more`: further fields of the summary.
+    """
+    scratch = _scratch
+    out, buckets, counts = scratch.out, scratch.buckets, scratch.counts
+    out[:] = 0.0
+    out[2], out[3] = math.inf, -math.inf
     if x.dtype == np.float64:
-        histogram = np.zeros(2 * kernels.WIDE, np.int64)
-        kernels.summarise64(x, x.view(np.int64), histogram, out)
-        ordered, names = histogram[_ORDER64], _BUCKET64
+        kernels.summarise64(x, x.view(np.int64), scratch.wide, out)
+        used = kernels.take_buckets(scratch.wide, kernels.WIDE, 4, kernels.WIDE - 4, buckets, counts)
     else:
-        histogram = np.zeros(2048, np.int64)
-        kernels.summarise32(x, x.view(np.int32), histogram, out)
-        ordered, names = histogram[_ORDER32], _BUCKET32
-    used = np.flatnonzero(ordered)
-    counts = ordered[used]
-    zeros, nans, pos_infs, neg_infs = (int(v) for v in out[4:])
+        kernels.summarise32(x, x.view(np.int32), scratch.narrow, out)
+        used = kernels.take_buckets(scratch.narrow, 1024, 4, 1020, buckets, counts)
+    total, total_sq, low, high, zeros, nans, pos_infs, neg_infs = out.tolist()
+    kept = counts[:used].copy()
+    others = int(zeros + nans + pos_infs + neg_infs)
     return Summary(
         count=x.size,
-        sum=float(out[0]),
-        sum_sq=float(out[1]),
-        min=float(out[2]),
-        max=float(out[3]),
-        zeros=zeros,
-        subnormals=x.size - zeros - nans - pos_infs - neg_infs - int(counts.sum()),
-        nans=nans,
-        pos_infs=pos_infs,
-        neg_infs=neg_infs,
-        buckets=names[used],
-        counts=counts,
+        sum=total,
+        sum_sq=total_sq,
+        min=low,
+        max=high,
+        zeros=int(zeros),
+        subnormals=x.size - others - int(kept.sum()),
+        nans=int(nans),
+        pos_infs=int(pos_infs),
+        neg_infs=int(neg_infs),
+        buckets=buckets[:used].copy(),
+        counts=kept,
+        **more,
     )
 
 
@@ -92,31 +107,29 @@ def summarise_tensor(tensor: Tensor) -> Summary:
 
 
 def summarise_gradient(gradient: Tensor, *, rows: bool) -> Summary:
-    """Summary of a gradient. `rows`: also which rows (output units of a matrix) received any nonzero
-    gradient."""
-    summary = summarise_tensor(gradient)
+    """Summary of a gradient; with `rows` also which rows (output units of a matrix) got any nonzero gradient."""
     if not rows or gradient.ndim < 2 or gradient.is_sparse or gradient.numel() == 0:
-        return summary
+        return summarise_tensor(gradient)
+    values = array_of(gradient)
     active = np.zeros(gradient.shape[0], bool)
-    kernels.active_rows(array_of(gradient).reshape(gradient.shape[0], -1), active)
-    return replace(summary, units=active.size, active=np.packbits(active).tobytes())
+    kernels.active_rows(values.reshape(active.size, -1), active)
+    return summarise_array(values, units=active.size, active=np.packbits(active).tobytes())
 
 
 def summarise_activation(output: Tensor, unit_dim: int) -> Summary:
     """Summary of a module's output, and which units along `unit_dim` were nonzero for some sample."""
-    summary = summarise_tensor(output)
     if output.ndim < 2 or output.numel() == 0 or output.is_sparse:
-        return replace(summary, samples=output.shape[0] if output.ndim else 1)
-    data = array_of(output).reshape(output.shape)
+        return replace(summarise_tensor(output), samples=output.shape[0] if output.ndim else 1)
+    values = array_of(output)
     units = output.shape[unit_dim]
     active = np.zeros(units, bool)
     if unit_dim in (-1, output.ndim - 1):
-        kernels.active_columns(data.reshape(-1, units), active)
+        kernels.active_columns(values.reshape(-1, units), active)
     else:
-        for sample in data.reshape(output.shape[0], units, -1):
+        for sample in values.reshape(output.shape[0], units, -1):
             kernels.active_rows(sample, active)
     samples = output.numel() // units
-    return replace(summary, samples=samples, units=units, active=np.packbits(active).tobytes())
+    return summarise_array(values, samples=samples, units=units, active=np.packbits(active).tobytes())
 
 
 def summarise_update(before: Array, weight: Tensor, gradient: Tensor | None) -> Summary:
@@ -135,7 +148,7 @@ def summarise_update(before: Array, weight: Tensor, gradient: Tensor | None) -> 
     difference, out = np.empty_like(after), np.empty(3)
     kernels.update32(before, after, used.astype(after.dtype, copy=False), difference, out)
     lost = int(out[2]) if used.size else None
-    return replace(summarise_array(difference), dot=float(out[0]), ref_sum_sq=float(out[1]), lost=lost)
+    return summarise_array(difference, dot=float(out[0]), ref_sum_sq=float(out[1]), lost=lost)
 
 
 def warm_up() -> None:

@@ -203,3 +203,30 @@ def active_columns(x: NDArray, active: NDArray) -> None:
             if not active[j] and x[i, j] != 0:
                 active[j] = True
                 left -= 1
+
+
+@njit(cache=True, nogil=True)
+def take_buckets(
+    histogram: NDArray, half: int, first: int, last: int, buckets: NDArray, counts: NDArray
+) -> int:
+    """Move a histogram into its sparse form, ascending by bucket number, and leave it cleared.
+
+    Args:
+        histogram: int64 (2 * half,): bucket b at index b, bucket -b at half + b.
+        first, last: the bucket numbers that count, first <= |b| < last; what else was counted is dropped.
+        buckets: int16, counts: int64, both with room for 2 * (last - first).
+
+    Returns:
+        How many buckets are not empty.
+    """
+    used = 0
+    for b in range(last - 1, first - 1, -1):
+        if histogram[half + b]:
+            buckets[used], counts[used] = -b, histogram[half + b]
+            used += 1
+    for b in range(first, last):
+        if histogram[b]:
+            buckets[used], counts[used] = b, histogram[b]
+            used += 1
+    histogram[:] = 0
+    return used
