@@ -107,7 +107,7 @@ def summarise_tensor(tensor: Tensor) -> Summary:
 
 
 def summarise_gradient(gradient: Tensor, *, rows: bool) -> Summary:
-    """Summary of a gradient; with `rows` also which rows (output units of a matrix) got any nonzero gradient."""
+    """Summary of a gradient; with `rows` also which output units (rows of a matrix) got any gradient."""
     if not rows or gradient.ndim < 2 or gradient.is_sparse or gradient.numel() == 0:
         return summarise_tensor(gradient)
     values = array_of(gradient)
