@@ -34,6 +34,7 @@ class WatchedTensor:
     parameter: nn.Parameter
     role: str
     module: str
+    module_type: str
     names: list[str] = field(default_factory=list)
 
     def entry(self) -> dict[str, Any]:
@@ -47,6 +48,7 @@ class WatchedTensor:
             "elements": 0 if lazy else self.parameter.numel(),
             "dtype": str(self.parameter.dtype).removeprefix("torch."),
             "module": self.module,
+            "module_type": self.module_type,
             "trainable": self.parameter.requires_grad,
             "state": "trainable" if self.parameter.requires_grad else "frozen",
         }
@@ -74,7 +76,8 @@ def watched_tensors(models: Sequence[nn.Module]) -> list[WatchedTensor]:
             owner = raw.rpartition(".")[0]
             role = role_of(raw, parameter, modules.get(owner))
             module = prefix + canonical(owner + ".").removesuffix(".") if owner else prefix.removesuffix(".")
-            found[id(parameter)] = WatchedTensor(name, parameter, role, module, [name])
+            kind = type(modules.get(owner)).__name__
+            found[id(parameter)] = WatchedTensor(name, parameter, role, module, kind, [name])
     tensors = list(found.values())
     matrices = [t for t in tensors if t.role == "matrix"]
     if matrices:

@@ -136,7 +136,7 @@ class Run:
     @_cached
     def tensors(self) -> pd.DataFrame:
         """The parameters in order of definition: tensor, names (aliases), role, shape, elements, dtype,
-        module, depth, trainable, state (the latest recorded)."""
+        module, module_type, depth, trainable, state (the latest recorded)."""
         columns = [
             "tensor",
             "names",
@@ -145,6 +145,7 @@ class Run:
             "elements",
             "dtype",
             "module",
+            "module_type",
             "depth",
             "trainable",
             "state",
@@ -250,7 +251,7 @@ class Run:
         # The initial weights come before the weights after step 0.
         table = table.sort_by([("step", "ascending"), ("kind", "ascending")])
         frame = table.to_pandas().drop_duplicates("step", keep="last")
-        matrix = np.array(frame["values"].tolist(), np.float64).reshape(len(frame), -1)
+        matrix = np.array(frame["values"].tolist(), np.float64) if len(frame) else np.empty((0, 0))
         return frame["step"].to_numpy(np.int64), matrix
 
     @_cached

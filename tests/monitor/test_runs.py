@@ -1,0 +1,55 @@
+"""Many runs below one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from made_logs import make_run
+
+from layerwatch.monitor import RunError, open_runs, scan_runs
+
+
+def test_every_run_below_a_folder_newest_first(tmp_path: Path) -> None:
+    for created, name in [(100.0, "old"), (300.0, "group/new"), (200.0, "group/deep/er/middle")]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        make_run(tmp_path / name, 1, created=created)
+    (tmp_path / "empty").mkdir()
+    assert [r.path.relative_to(tmp_path).as_posix() for r in open_runs(tmp_path)] == [
+        "group/new",
+        "group/deep/er/middle",
+        "old",
+    ]
+
+
+def test_the_folder_may_be_a_run_itself(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", 1)
+    assert [r.path for r in open_runs(path)] == [path]
+
+
+def test_damaged_runs_are_left_out_and_named(tmp_path: Path) -> None:
+    make_run(tmp_path / "good", 1)
+    (make_run(tmp_path / "bad", 1) / "run.json").write_text("{")
+    runs, broken = scan_runs(tmp_path)
+    assert [r.name for r in runs] == ["good"]
+    assert list(broken) == [tmp_path / "bad"]
+    assert "damaged" in broken[tmp_path / "bad"]
+    assert [r.name for r in open_runs(tmp_path)] == ["good"]
+
+
+def test_hidden_folders_and_a_runs_own_are_not_searched(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", 1)
+    make_run(tmp_path / ".trash" / "b", 1)
+    make_run(path / "stats" / "c", 1)
+    assert [r.name for r in open_runs(tmp_path)] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["missing", "file"])
+def test_the_root_must_be_a_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="expected a folder that holds runs"):
+        open_runs(tmp_path / name)
+
+
+def test_no_run_is_no_error(tmp_path: Path) -> None:
+    assert scan_runs(tmp_path) == ([], {})
