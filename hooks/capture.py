@@ -167,32 +167,35 @@ class Capture:
         self._gradient_sq += found.sum_sq + broken
         own = found.sum_sq + broken
         if clipped is not None:
-            values = array_of(clipped)
-            own = float(values.dot(values))
+            own = float(torch.linalg.vector_norm(clipped, dtype=torch.float64)) ** 2
         self._clipped_sq += own
 
-    def learning_rates(self, step: int, optimizers: Sequence[Optimizer]) -> dict[int, float]:
-        """Log the groups' learning rates when one has changed; returns those of the parameters."""
+    def learning_rates(self, step: int, optimizers: Sequence[Optimizer], *, log: bool) -> dict[int, float]:
+        """Log the groups' learning rates when one has changed, or `log`; returns those of the parameters."""
         now = [float(g.get("lr", math.nan)) for o in optimizers for g in o.param_groups]
-        if now != self._rates:
+        if log or now != self._rates:
             self._rates = now
             names = ["lr", *(f"lr/{i}" for i in range(1, len(now)))]
             self._log.scalars(step, time.time(), dict(zip(names, now, strict=True)))
         return learning_rates(optimizers)
 
-    def complete(self, step: int, optimizers: Sequence[Optimizer], overhead: float) -> float:
+    def complete(
+        self, step: int, optimizers: Sequence[Optimizer], overhead: float, *, all_known: bool = True
+    ) -> float:
         """The step's last optimizer has stepped: add what no optimizer owns and the activations; write
         everything.
+
+        Unless `all_known`, trainable tensors without an optimizer wait: theirs may still step.
 
         Returns the seconds that this capture took.
         """
         start = time.perf_counter()
+        rates = learning_rates(optimizers)
+        others = [t for t in ready(self._tensors) if t.name not in self._done]
+        if not all_known:
+            others = [t for t in others if id(t.parameter) in rates or not t.parameter.requires_grad]
         with torch.no_grad():
-            self._collect(
-                step,
-                [t for t in ready(self._tensors) if t.name not in self._done],
-                learning_rates(optimizers),
-            )
+            self._collect(step, others, rates)
         now = time.time()
         for name, summary in self.tap.take().items():
             self._rows.add(step, now, name, "activation", summary)
@@ -209,6 +212,11 @@ class Capture:
         cost = self._spent + self.tap.seconds + time.perf_counter() - start
         self._reset(step)
         return cost
+
+    def complete_late(self, step: int) -> None:
+        """Write the rows of an optimizer that was found when its step was complete already."""
+        self._write()
+        self._reset(step)
 
     def _reset(self, step: int) -> None:
         self._last_captured = step

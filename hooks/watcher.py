@@ -159,15 +159,17 @@ class Watcher:
             return
         self._stepped.add(id(optimizer))
         self._scaler_let_step = True
-        rates = self._capture.learning_rates(self.step, self._optimizers)
         captured = self._cadence.wants(self.step)
+        rates = self._capture.learning_rates(self.step, self._optimizers, log=captured)
         # Fused optimizers under a scaler step without a change. Asking an accelerator for it synchronises.
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None and (captured or overflow.device.type == "cpu") and float(overflow) > 0:
             self._capture.mark_skipped(self.step)
         if captured:
             self._capture.after_step(self.step, optimizer, rates)
-        if all(id(o) in self._stepped for o in self._optimizers):
+        if self._completed == self.step:
+            self._capture.complete_late(self.step)
+        elif len(self._stepped) == len(self._optimizers):
             self._complete_step()
 
     def _complete_step(self) -> None:
@@ -177,7 +179,10 @@ class Watcher:
         self._completed = self.step
         self._scalars.flush()
         if self._cadence.wants(self.step):
-            cost = self._capture.complete(self.step, self._optimizers, self._cadence.overhead)
+            all_known = not self._discover or self.step > self._first_step
+            cost = self._capture.complete(
+                self.step, self._optimizers, self._cadence.overhead, all_known=all_known
+            )
             self._cadence.captured(self.step, cost)
             self._check_live()
         if self._cadence.wants(self.step + 1):
