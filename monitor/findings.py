@@ -45,8 +45,8 @@ class Finding:
 
 #: What makes a training break down in many ways.
 _BLOWS = (
-    "data_fault", "bad_init_scale", "learning_rate_too_high", "schedule_fault", "stale_gradients", "weight_growth",
-    "excessive_drift",
+    "data_fault", "bad_init_scale", "gradient_underflow", "learning_rate_too_high", "schedule_fault", "stale_gradients",
+    "weight_growth", "excessive_drift",
 )  # fmt: skip
 #: What keeps a training from learning.
 _STOPS = (
@@ -69,20 +69,23 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "over_clipping": (),
     "over_regularised": (),
     "stale_gradients": (),
-    "learning_rate_too_high": ("data_fault", "bad_init_scale", "schedule_fault", "stale_gradients"),
+    "learning_rate_too_high": ("data_fault", "bad_init_scale", "loss_scale_collapse", "gradient_underflow", "schedule_fault", "stale_gradients"),
     "learning_rate_too_low": ("adam_epsilon", "over_clipping", "low_precision_stall", "gradient_underflow", "schedule_fault"),
-    "weight_growth": ("learning_rate_too_high", "schedule_fault", "stale_gradients", "bad_init_scale"),
+    "weight_growth": (
+        "data_fault", "learning_rate_too_high", "gradient_underflow", "schedule_fault", "stale_gradients", "bad_init_scale",
+        "loss_spike",
+    ),
     "excessive_drift": ("schedule_fault",),
     "saturated_units": ("data_fault", "bad_init_scale", "learning_rate_too_high", "schedule_fault", "weight_growth"),
     "frozen_parameters": ("low_precision_stall", "schedule_fault"),
-    "dead_units": _BLOWS,
+    "dead_units": ("loss_spike", *_BLOWS),
     "unused_parameters": ("dead_units", "gradient_underflow", *_BLOWS),
-    "exploding_gradients": ("saturated_units", *_BLOWS),
+    "exploding_gradients": ("saturated_units", "loss_spike", *_BLOWS),
     "vanishing_gradients": ("dead_units", "saturated_units", "symmetric_units", "exploding_gradients", *_BLOWS),
     "layer_imbalance": ("vanishing_gradients", "exploding_gradients", "saturated_units", "dead_units", *_BLOWS),
     "attention_collapse": _BLOWS,
     "logit_drift": _BLOWS,
-    "loss_spike": ("exploding_gradients", *_BLOWS),
+    "loss_spike": ("bad_init_scale", "gradient_underflow", "learning_rate_too_high", "schedule_fault", "stale_gradients"),
     "nonfinite": ("loss_scale_collapse", "exploding_gradients", "loss_spike", *_BLOWS),
     "not_learning": _STOPS,
     "overfitting": ("not_learning",),

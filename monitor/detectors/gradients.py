@@ -204,6 +204,58 @@ def vanishing_gradients(history: History) -> Finding | None:
 
 
 def _barely_move(history: History, names: tuple[str, ...], order: list[int]) -> bool:
-    ratios = nanmedian(history.table("update", "ratio", names), axis=0)
+    # Only the part across the weight: the part along it is weight decay.
+    across = np.sqrt(np.clip(1 - history.table("update", "along", names) ** 2, 0.0, 1.0))
+    ratios = nanmedian(history.table("update", "ratio", names) * across, axis=0)
     usual = nanmedian(ratios)
     return bool(order) and nanmedian(ratios[order]) < BARELY_MOVING * usual
+
+
+def softmax_bias(history: History) -> str | None:
+    """The bias of the layer that makes the predictions, when its gradient shows a softmax cross-entropy.
+
+    That gradient is the batch mean of prediction - label: it sums to zero over at least three classes.
+    """
+    name = history.output
+    if name is None:
+        return None
+    table = history.tensors
+    module = table.at[name, "module"]
+    bias = next((n for n in history.names("bias") if table.at[n, "module"] == module and table.at[n, "elements"] >= 3), None)
+    if bias is None:
+        return None
+    mean, rms = (history.table("gradient", column, (bias,))[:, 0] for column in ("mean", "rms"))
+    known = np.nan_to_num(rms) > 0
+    return bias if known.sum() >= 3 and np.median(np.abs(mean[known]) / rms[known]) < 1e-3 else None
+
+
+@detector("stale_gradients")
+def stale_gradients(history: History) -> Finding | None:
+    """Gradients that are never reset, so that every step repeats all earlier ones.
+
+    For a classifier: the gradient of the output's bias is a mean of prediction - label and cannot leave [-1, 1]. It starts
+    inside and is outside in at least a tenth of the captures. Told apart: a sum-reduced loss is outside from the start.
+    Models without a softmax are not judged.
+    """
+    bias = softmax_bias(history)
+    if bias is None or history.captures < 5:
+        return None
+    size = np.nanmax(
+        np.abs(np.hstack([history.table("gradient", column, (bias,)) for column in ("min", "max")])), axis=1, initial=0.0
+    )
+    outside = size > 1.05
+    begin = persistent(outside)
+    if begin is None or not size[0] < 0.7 or outside.mean() < 0.1:
+        return None
+    facts = outcome(history)
+    first = int(np.argmax(size > 2 * size[0])) if size[0] > 0 else begin
+    return history.finding(
+        "stale_gradients",
+        "critical" if facts.bad else "warning",
+        f"Gradients pile up over the steps: that of {bias} reaches {size.max():.3g}, where one batch can give at most 1, and "
+        f"{facts.words()}.",
+        first=history.steps[min(first, begin)],
+        evidence={"bias_gradient": float(size.max()), "threshold": 1.05, "share_of_captures": float(outside.mean())},
+        advice="Call optimizer.zero_grad() once per step; when accumulating, divide the loss by the number of micro-batches.",
+        confidence=0.9,
+    )

@@ -159,6 +159,14 @@ class History:
     def role(self, tensor: str) -> str:
         return str(self.tensors.at[tensor, "role"]) if tensor in self.tensors.index else "other"
 
+    @functools.cached_property
+    def output(self) -> str | None:
+        """The last matrix that receives gradient: the layer that makes the predictions, as far as names tell."""
+        names = self.names(*MATRICES)
+        reached = np.nan_to_num(self.table("gradient", "norm", names)) > 0
+        used = [n for n, hit in zip(names, reached.any(axis=0), strict=True) if hit]
+        return used[-1] if used else None
+
     # ---- captured steps
 
     @_kept
@@ -237,10 +245,10 @@ class History:
         if name is None:
             return Series(np.empty(0, np.int64), np.empty(0))
         frame = self.source.scalars(name)
-        mean = frame.groupby("step", sort=True)["value"].mean() if frame["step"].duplicated().any() else None
-        if mean is not None:
-            return Series(mean.index.to_numpy(np.int64), mean.to_numpy(np.float64))
-        return Series(frame["step"].to_numpy(np.int64), frame["value"].to_numpy(np.float64))
+        steps, values = frame["step"].to_numpy(np.int64), frame["value"].to_numpy(np.float64)
+        unique, index = np.unique(steps, return_inverse=True)
+        # A plain mean, not pandas': one NaN among the values of a step must show.
+        return Series(unique, np.bincount(index, values, unique.size) / np.bincount(index, minlength=unique.size))
 
     @property
     def train_loss(self) -> Series:

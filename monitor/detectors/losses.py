@@ -34,12 +34,12 @@ def not_learning(history: History) -> Finding | None:
     if _warming_up(history):
         return None
     level = facts.trivial if math.isfinite(facts.trivial) else facts.initial
-    if facts.stalled and not facts.diverged:
+    if facts.stalled or (facts.diverged and facts.end > facts.initial - STALLED * abs(facts.initial)):
         return history.finding(
             "not_learning",
             "critical",
             f"Nothing is learnt: {facts.words()} in {history.last_step + 1} steps{_trivial_words(facts.trivial)}.",
-            first=0,
+            first=facts.diverged_step if facts.diverged and facts.best < 0.9 * facts.initial else 0,
             evidence={"loss_start": facts.initial, "loss_end": facts.end, "threshold": STALLED},
             advice="Try to overfit a single batch; check labels, learning rate, zero_grad(), detach() and requires_grad.",
             confidence=0.8,

@@ -85,7 +85,7 @@ def _outcome(history: History) -> Outcome:
     noise = 1.4826 * float(np.median(np.abs(series.value - course)))
     lowest = int(np.argmin(course))
     best = min(float(course[lowest]), initial)
-    trivial = trivial_loss(history, initial, end)
+    trivial = trivial_loss(history, (float(series.value[0]), initial), end)
     enough = n >= LEAST_POINTS and int(series.step[-1] - series.step[0]) >= LEAST_STEPS
     diverged_step = _diverged(series.step, course, initial, best, noise) if n >= LEAST_POINTS else None
     return Outcome(
@@ -103,7 +103,7 @@ def _outcome(history: History) -> Outcome:
     )
 
 
-def trivial_loss(history: History, initial: float, end: float) -> float:
+def trivial_loss(history: History, initial: tuple[float, ...], end: float) -> float:
     """log(classes) when the first losses are within a third of it, or the last ones within a few percent.
 
     A fresh classifier starts near log(classes), whatever the data (TheDeepChecker's test of the first loss).
@@ -112,24 +112,24 @@ def trivial_loss(history: History, initial: float, end: float) -> float:
     if classes < 2:
         return math.nan
     level = math.log(classes)
-    near = abs(initial - level) <= 0.35 * level or abs(end - level) <= AT_TRIVIAL * level
+    near = min(abs(first - level) for first in initial) <= 0.35 * level or abs(end - level) <= AT_TRIVIAL * level
     return level if near else math.nan
 
 
 def _classes(history: History) -> int:
-    """Rows of the last matrix, or of an embedding that is tied to it."""
+    """Rows of the matrix that makes the predictions, or of an embedding that is tied to it."""
     table = history.tensors
-    tied = table[(table["role"] == "embedding") & (table["names"].map(len) > 1)]
-    last = tied if len(tied) else table[table["role"] == "output"]
-    shape = last["shape"].iloc[-1] if len(last) else []
+    tied = table.index[(table["role"] == "embedding") & (table["names"].map(len) > 1)]
+    last = str(tied[-1]) if len(tied) else history.output
+    shape = table.at[last, "shape"] if last else []
     return int(shape[0]) if len(shape) >= 2 else 0
 
 
 def _stalled(initial: float, end: float, trivial: float) -> bool:
-    if math.isfinite(trivial):
-        # Starting well below the trivial level the model already knows its task: little is left to learn.
-        return end >= (1 - AT_TRIVIAL) * trivial and initial >= 0.8 * trivial
-    return end >= initial - STALLED * abs(initial)
+    if math.isfinite(trivial) and initial < 0.8 * trivial:
+        return False  # it knew its task already: little was left to learn
+    at_trivial = math.isfinite(trivial) and end >= (1 - AT_TRIVIAL) * trivial
+    return at_trivial or end >= initial - STALLED * abs(initial)
 
 
 def _diverged(steps: Ints, course: Floats, initial: float, best: float, noise: float) -> int | None:

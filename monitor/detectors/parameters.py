@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..findings import Finding
-from .history import MATRICES, History, nanmedian
+from .history import MATRICES, History
 from .outcome import outcome
 from .registry import detector
 
@@ -13,8 +13,6 @@ from .registry import detector
 LEAST_CAPTURES = 5
 #: Unused parameters below this share of all trainable ones are a remark (a pooler that a task does not need).
 NEGLIGIBLE = 0.01
-#: Share of the updates that rounding swallowed.
-ROUNDED = 0.5
 
 
 @detector("unused_parameters")
@@ -127,39 +125,3 @@ def _only_the_last_moves(history: History, names: tuple[str, ...], chosen: list[
         return False
     depth = history.tensors["depth"]
     return len(chosen) > len(moving) and max(depth[chosen]) < min(depth[moving])
-
-
-@detector("low_precision_stall")
-def low_precision_stall(history: History) -> Finding | None:
-    """Half-precision weights that stand still because rounding swallows their updates.
-
-    More than half of the elements of a float16 or bfloat16 matrix keep their bits in the typical captured step although
-    their gradient is not zero (bfloat16 has 8 bits: an update below 1/256 of the weight is lost).
-    """
-    table = history.tensors
-    half = table.index[table["dtype"].isin(["float16", "bfloat16"])]
-    names = tuple(n for n in history.names(*MATRICES) if n in half)
-    if not names or history.captures < LEAST_CAPTURES:
-        return None
-    gradient = history.table("gradient", "count", names) - history.table("gradient", "zeros", names)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lost = history.table("update", "lost", names) / gradient
-    lost[history.skipped] = np.nan
-    typical = nanmedian(lost, axis=0)
-    worst = [i for i in np.argsort(-np.nan_to_num(typical)) if typical[i] > ROUNDED]
-    if not worst:
-        return None
-    facts = outcome(history)
-    name, value = names[worst[0]], float(typical[worst[0]])
-    kind = table.at[name, "dtype"]
-    return history.finding(
-        "low_precision_stall",
-        "critical" if facts.stalled else "warning",
-        f"In the typical step {value:.0%} of the numbers of {name} do not change although their gradient is not zero: {kind} "
-        f"rounds the updates away.",
-        first=history.steps[0],
-        layers=[names[i] for i in worst],
-        evidence={"lost_share": value, "threshold": ROUNDED},
-        advice="Keep the weights in float32 and use autocast for the arithmetic, or use stochastic rounding.",
-        confidence=0.9,
-    )

@@ -60,7 +60,7 @@ def learning_rate_too_high(history: History) -> Finding | None:
     """
     facts = outcome(history)
     names = history.names(*MATRICES)
-    if not facts.bad or not names or not history.captures:
+    if not facts.bad or not names or history.captures < 3:
         return None
     ratio = update_ratios(history, names)
     typical = nanmedian(ratio, axis=1)
@@ -317,14 +317,15 @@ def weight_growth(history: History) -> Finding | None:
         return None
     peak = np.nanmax(np.where(np.isfinite(growth), growth, np.nan), axis=0, initial=0.0)
     order = [int(i) for i in np.argsort(-peak) if peak[i] >= GROWN]
-    # Where growth started, not where it passed ten times.
-    started = np.flatnonzero(np.nan_to_num(growth[:, order[0]]) > 2.0)
+    # Where that growth started, not where it passed ten times.
+    small = np.flatnonzero(np.nan_to_num(growth[: begin + 1, order[0]]) < GROWN / 3)
+    started = min(begin, int(small[-1]) + 1 if small.size else 0)
     facts = outcome(history)
     return history.finding(
         "weight_growth",
         "critical" if facts.bad else "warning",
         f"{names[order[0]]} grew to {peak[order[0]]:.3g} times its first size, and {facts.words()}.",
-        first=history.steps[started[0]],
+        first=history.steps[started],
         layers=[names[i] for i in order],
         evidence={"growth": float(peak[order[0]]), "threshold": GROWN},
         advice="Lower the learning rate of that layer, check the signs of penalty terms, and use weight decay.",

@@ -15,7 +15,7 @@ Detector = Callable[[History], Finding | None]
 #: Distributions name their own detectors in this entry point group; each entry is a module to import, or a function.
 GROUP = "layerwatch.detectors"
 
-_FAMILIES = ("nonfinite", "gradients", "units", "parameters", "rates", "losses", "drift")
+_FAMILIES = ("nonfinite", "gradients", "units", "parameters", "rates", "precision", "scales", "losses", "drift")
 _table: dict[tuple[str, str], tuple[str, Detector]] = {}
 
 

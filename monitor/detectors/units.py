@@ -153,3 +153,51 @@ def _matrix_of(history: History, bias: str) -> str:
     table = history.tensors
     same = table.index[(table["module"] == table.at[bias, "module"]) & table["role"].isin(MATRICES)]
     return str(same[0]) if len(same) else bias
+
+
+#: Mean square of tanh (or of 2 sigmoid - 1) above which most outputs sit at the ends: at least half of them beyond 0.95.
+SATURATED = 0.9
+
+
+@detector("saturated_units")
+def saturated_units(history: History) -> Finding | None:
+    """tanh or sigmoid layers whose outputs sit at the ends, where no gradient passes.
+
+    E[y^2] of a tanh, or of 2 y - 1 of a sigmoid, at least 0.9 in most captures from the first tenth of the run on, in at
+    least half of the hidden tanh and sigmoid layers; or in any one of them when the training fails. Told apart: an output
+    or a gate that becomes confident late in a good training, and the layer that makes the prediction.
+    """
+    last = list(history.modules)[-1:]
+    modules = tuple(m for m, kind in history.modules.items() if kind in ("Tanh", "Sigmoid") and m not in last)
+    if not modules or history.captures < LEAST_CAPTURES:
+        return None
+    index = _end_share(history, modules)
+    known = ~np.isnan(index).all(axis=0)
+    high = np.nan_to_num(index) >= SATURATED
+    early = np.arange(history.captures) < max(LEAST_CAPTURES, history.captures // 10)
+    facts = outcome(history)
+    steady = high.mean(axis=0) > 0.5
+    from_start = steady & (high[early].mean(axis=0) > 0.5)
+    if not known.any() or not (from_start.sum() >= 0.5 * known.sum() or (facts.bad and steady.any())):
+        return None
+    chosen = np.flatnonzero(from_start if from_start.sum() >= 0.5 * known.sum() else steady)
+    typical = nanmedian(index, axis=0)
+    order = sorted(chosen, key=lambda i: -typical[i])
+    first = min(int(history.steps[np.flatnonzero(high[:, i])[0]]) for i in order)
+    return history.finding(
+        "saturated_units",
+        "critical" if facts.bad else "warning",
+        f"{len(order)} of {int(known.sum())} tanh and sigmoid layers are saturated, first {modules[order[0]]}: the mean square of "
+        f"their outputs is {typical[order[0]]:.2f} of what is possible, and {facts.words()}.",
+        first=first,
+        layers=[modules[i] for i in order],
+        evidence={"mean_square": float(typical[order[0]]), "threshold": SATURATED, "layers": len(order)},
+        advice="Scale the initial weights down (Xavier), normalise the inputs, lower the learning rate, or use ReLU or GELU.",
+    )
+
+
+def _end_share(history: History, modules: tuple[str, ...]) -> np.ndarray:
+    """E[y^2] for tanh and E[(2 y - 1)^2] for sigmoid, per capture and module."""
+    mean, std = history.table("activation", "mean", modules), history.table("activation", "std", modules)
+    sigmoid = np.array([history.modules[m] == "Sigmoid" for m in modules])
+    return np.where(sigmoid, 4 * (std**2 + (mean - 0.5) ** 2), std**2 + mean**2)

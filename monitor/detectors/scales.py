@@ -1,0 +1,249 @@
+"""Sizes that are wrong from the start or drift away: inputs, initial weights, logits, penalties."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..findings import Finding
+from .history import MATRICES, Floats, History, nanmedian
+from .gradients import softmax_bias
+from .outcome import Outcome, outcome, smooth
+from .registry import detector
+
+#: Inputs whose root mean square is this far above 1 are not normalised.
+HUGE_INPUT = 30.0
+#: A batch whose inputs are so many times larger than usual (catalogue of data faults: 4; here 10, on one capture).
+INPUT_JUMP = 10.0
+#: Logits of a fresh network are of order 1; beyond this they make the first loss.
+LARGE_OUTPUT = 5.0
+
+
+def input_size(history: History) -> tuple[str | None, Floats]:
+    """The first linear or convolutional layer, and the root mean square of its inputs at every capture.
+
+    Estimated from sums: rms(output) / (rms(weight) sqrt(fan_in)), exact for weights that are independent of the inputs.
+    """
+    depth = history.tensors["depth"]
+    embedded = history.names("embedding")
+    for name in history.names(*MATRICES):
+        module = history.tensors.at[name, "module"]
+        shape = history.tensors.at[name, "shape"]
+        if history.modules.get(module) not in ("Linear", "Conv1d", "Conv2d", "Conv3d"):
+            return None, np.full(history.captures, np.nan)
+        if any(depth[e] < depth[name] for e in embedded):
+            return None, np.full(history.captures, np.nan)
+        weight = history.table("weight", "rms", (name,))[:, 0].copy()
+        weight[1:], weight[0] = weight[:-1].copy(), history.initial("rms", (name,))[0]  # the forward pass came before the step
+        with np.errstate(divide="ignore", invalid="ignore"):
+            size = history.table("activation", "rms", (module,))[:, 0] / (weight * math.sqrt(math.prod(shape[1:])))
+        return module, size
+    return None, np.full(history.captures, np.nan)
+
+
+def first_output(history: History) -> float:
+    """Root mean square of the predictions before the first step; NaN without activations."""
+    name = history.output
+    module = history.tensors.at[name, "module"] if name else None
+    if module is None or history.captures == 0 or history.steps[0] > 0:
+        return math.nan
+    return float(history.table("activation", "rms", (module,))[0, 0])
+
+
+def _made_by_output(facts: Outcome, size: float) -> bool:
+    """The first loss is the network's own output: far too large, and far above what the training reaches."""
+    if not size > LARGE_OUTPUT or facts.points < 20:
+        return False
+    cross_entropy = math.isfinite(facts.trivial) and facts.initial > 2.5 * facts.trivial
+    squared = 0.3 < facts.initial / size**2 < 3
+    linear = 0.3 < facts.initial / size < 3
+    return cross_entropy or ((squared or linear) and facts.best < facts.initial / 20)
+
+
+@detector("bad_init_scale")
+def bad_init_scale(history: History) -> Finding | None:
+    """Initial weights so large that the first predictions are far off, and the first part of the training undoes them.
+
+    The predictions before the first step have a root mean square above 5 and make the first loss: it is 2.5 times log(classes)
+    (TheDeepChecker: |L0 - log C| > log C), or as large as the predictions (or their square) and 20 times what is reached.
+    Told apart: inputs that are far too large (`data_fault`), targets that are not normalised (the predictions are small),
+    pretrained models.
+    """
+    size = first_output(history)
+    facts = outcome(history)
+    if not _made_by_output(facts, size) or history.resumed:
+        return None
+    module, inputs = input_size(history)
+    if module is not None and inputs.size and inputs[0] > HUGE_INPUT:
+        return None
+    names = history.names(*MATRICES)
+    fan = np.array([math.prod(history.tensors.at[n, "shape"][1:]) for n in names])
+    gain = history.initial("rms", names) * np.sqrt(fan)
+    order = [int(i) for i in np.argsort(-np.nan_to_num(gain))]
+    return history.finding(
+        "bad_init_scale",
+        "critical" if facts.bad else "warning",
+        f"The initial weights are too large: the first predictions are of size {size:.3g} and the first loss is "
+        f"{facts.initial:.4g}; the largest is {names[order[0]]} with a gain of {gain[order[0]]:.3g}.",
+        first=history.steps[0],
+        layers=[names[i] for i in order if gain[i] > 2],
+        evidence={"first_output": size, "threshold": LARGE_OUTPUT, "loss_start": facts.initial, "gain": float(gain[order[0]])},
+        advice="Use He initialisation (ReLU) or Xavier (tanh), a gain of about 1 to 1.4; scale residual branches by 1/sqrt(2 depth).",
+        confidence=0.85,
+    )
+
+
+@detector("data_fault")
+def data_fault(history: History) -> Finding | None:
+    """Batches that are not what the network can use: huge inputs, one broken batch, or batches sorted by label.
+
+    Inputs (estimated from the first layer's output) with a root mean square above 30 that make the first loss; a batch whose
+    inputs are ten times their usual size while the loss jumps; or, for a classifier, batches that keep holding nearly one
+    class: the gradient of the output's bias is the mean of prediction minus label, and its minimum is below -0.5 in a tenth of
+    the captures of each half of the run. Told apart: large inputs that a normalisation layer takes care of, imbalanced classes
+    (which are learnt early), small batches.
+    """
+    return _huge_inputs(history) or _odd_batch(history) or _sorted_batches(history)
+
+
+_NORMALISE = "Normalise the inputs (subtract the mean, divide by the standard deviation of the training set)."
+
+
+def _huge_inputs(history: History) -> Finding | None:
+    module, size = input_size(history)
+    facts = outcome(history)
+    early = nanmedian(size[:3]) if size.size else math.nan
+    if module is None or not early > HUGE_INPUT or not _made_by_output(facts, first_output(history)):
+        return None
+    return history.finding(
+        "data_fault",
+        "critical" if facts.bad else "warning",
+        f"The inputs of {module} are of size {early:.3g} instead of about 1: they make the first loss ({facts.initial:.4g}).",
+        first=history.steps[0],
+        layers=[module],
+        evidence={"input_rms": early, "threshold": HUGE_INPUT, "loss_start": facts.initial},
+        advice=_NORMALISE,
+        confidence=0.8,
+    )
+
+
+def _odd_batch(history: History) -> Finding | None:
+    module, size = input_size(history)
+    losses = history.train_loss
+    if module is None or history.captures < 12 or losses.step.size < 20:
+        return None
+    course = smooth(losses)
+    for row in range(10, history.captures):
+        usual = nanmedian(size[max(0, row - 50) : row])
+        if not size[row] > INPUT_JUMP * usual:
+            continue
+        step = int(history.steps[row])
+        at = int(np.searchsorted(losses.step, step))
+        if at == 0 or at >= losses.step.size or not losses.value[at] > 3 * course[at - 1] > 0:
+            continue
+        facts = outcome(history)
+        return history.finding(
+            "data_fault",
+            "critical" if facts.diverged else "warning",
+            f"The batch of step {step} has inputs {size[row] / usual:.3g} times as large as usual, the loss jumps from "
+            f"{course[at - 1]:.4g} to {losses.value[at]:.4g}, and {facts.words()}.",
+            first=step,
+            last=step,
+            layers=[module],
+            evidence={"input_over_usual": float(size[row] / usual), "threshold": INPUT_JUMP},
+            advice="Look at this batch: broken records, another unit, missing normalisation; clip inputs and gradients.",
+            confidence=0.9,
+        )
+    return None
+
+
+def _sorted_batches(history: History) -> Finding | None:
+    bias = softmax_bias(history)
+    if bias is None or outcome(history).diverged or history.captures < 20:
+        return None
+    samples = nanmedian(history.table("activation", "samples", (history.tensors.at[bias, "module"],)))
+    lowest = np.nan_to_num(history.table("gradient", "min", (bias,))[:, 0])
+    if samples < 16 or lowest.min() < -1.05:  # chance in small batches; gradients that are no mean over a batch
+        return None
+    surprise = lowest < -0.5
+    half = history.captures // 2
+    if min(surprise[:half].mean(), surprise[half:].mean()) < 0.1:
+        return None
+    return history.finding(
+        "data_fault",
+        "warning",
+        f"Batches hold nearly one class at a time: in {surprise.mean():.0%} of the captured steps more than half of a batch "
+        f"is of one class that the network did not expect.",
+        first=history.steps[0],
+        evidence={"share_of_captures": float(surprise.mean()), "threshold": 0.1},
+        advice="Shuffle the training data (DataLoader(shuffle=True)).",
+        confidence=0.8,
+    )
+
+
+@detector("logit_drift")
+def logit_drift(history: History) -> Finding | None:
+    """The logits of a classifier run away.
+
+    Root mean square of the predictions above 10 and three times what it was at a quarter of the run, still growing, while the
+    loss diverges or is back at its start (z-loss keeps log Z near 0, arXiv 2309.14322). Told apart: a classifier that grows
+    confident, whose loss falls.
+    """
+    facts = outcome(history)
+    name = history.output
+    if name is None or not facts.bad or not math.isfinite(facts.trivial) or history.captures < 8:
+        return None
+    module = history.tensors.at[name, "module"]
+    size = history.table("activation", "rms", (module,))[:, 0]
+    quarter = history.captures // 4
+    early, late = nanmedian(size[max(0, quarter - 2) : quarter + 3]), nanmedian(size[-max(3, quarter // 2) :])
+    if not (late > 10 and late > 3 * early):
+        return None
+    begin = int(np.flatnonzero(np.nan_to_num(size) > 2 * early)[0]) if early > 0 else 0
+    return history.finding(
+        "logit_drift",
+        "critical",
+        f"The predictions of {module} grew from {early:.3g} to {late:.3g}, and {facts.words()}.",
+        first=history.steps[begin],
+        layers=[name],
+        evidence={"logit_rms": late, "threshold": 10, "at_a_quarter": early},
+        advice="Add a z-loss (1e-4), check the signs of penalty terms, use weight decay on the last layer, lower the learning rate.",
+        confidence=0.7,
+    )
+
+
+@detector("over_regularised")
+def over_regularised(history: History) -> Finding | None:
+    """Weight decay holds the weights so small that the training loss stays high.
+
+    For L2 penalties in the gradient (not AdamW's): decay x |w| is at least 0.3 of |g| in most matrices over the second half of
+    the run, the weights have shrunk (median below 0.7 of their first size), and the loss is still above 40 % of its start.
+    """
+    facts = outcome(history)
+    names = history.names(*MATRICES)
+    decay = [
+        float(g["weight_decay"]) for o in history.info.get("optimizers") or [] if str(o.get("class")) != "AdamW"
+        for g in o.get("groups", []) if isinstance(g.get("weight_decay"), int | float)
+    ]  # fmt: skip
+    if not decay or not max(decay) > 0 or not names or facts.points < 20 or facts.diverged or history.captures < 8:
+        return None
+    half = history.captures // 2
+    gradient = nanmedian(history.table("gradient", "norm", names)[half:], axis=0)
+    weight = nanmedian(history.table("weight", "norm", names)[half:], axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = max(decay) * weight / gradient
+        shrunk = weight / history.initial("norm", names)
+    pulled = np.nan_to_num(ratio, posinf=0.0)  # no gradient at all is another problem
+    if np.mean((pulled > 0.3) & (pulled < 10)) < 0.6 or not nanmedian(shrunk) < 0.7 or facts.end < 0.4 * facts.initial:
+        return None
+    return history.finding(
+        "over_regularised",
+        "warning",
+        f"Weight decay {max(decay):.3g} pulls with {nanmedian(ratio):.2g} of the strength of the gradient: the weights shrank to "
+        f"{nanmedian(shrunk):.2g} of their first size, and the loss is still {facts.end:.4g} (start {facts.initial:.4g}).",
+        first=history.steps[0],
+        evidence={"decay_over_gradient": float(nanmedian(ratio)), "threshold": 0.3, "weights": float(nanmedian(shrunk))},
+        advice="Divide the weight decay by 10.",
+        confidence=0.75,
+    )
