@@ -125,11 +125,11 @@ class Capture:
                 self._before[tensor.name] = values.copy() if shared else values
         self._spent += time.perf_counter() - start
 
-    def after_step(self, step: int, optimizer: Optimizer, rates: dict[int, float]) -> None:
+    def after_step(self, step: int, optimizer: Optimizer) -> None:
         """Collect the rows of the tensors that this optimizer owns."""
         start = time.perf_counter()
         with torch.no_grad():
-            self._collect(step, self._of(optimizer), rates)
+            self._collect(step, self._of(optimizer), learning_rates([optimizer]))
         self._spent += time.perf_counter() - start
 
     def _collect(self, step: int, tensors: list[WatchedTensor], rates: dict[int, float]) -> None:
@@ -170,14 +170,13 @@ class Capture:
             own = float(torch.linalg.vector_norm(clipped, dtype=torch.float64)) ** 2
         self._clipped_sq += own
 
-    def learning_rates(self, step: int, optimizers: Sequence[Optimizer], *, log: bool) -> dict[int, float]:
-        """Log the groups' learning rates when one has changed, or `log`; returns those of the parameters."""
+    def log_rates(self, step: int, optimizers: Sequence[Optimizer], *, always: bool) -> None:
+        """Log the groups' learning rates when one has changed, or `always`."""
         now = [float(g.get("lr", math.nan)) for o in optimizers for g in o.param_groups]
-        if log or now != self._rates:
+        if always or now != self._rates:
             self._rates = now
             names = ["lr", *(f"lr/{i}" for i in range(1, len(now)))]
             self._log.scalars(step, time.time(), dict(zip(names, now, strict=True)))
-        return learning_rates(optimizers)
 
     def complete(
         self, step: int, optimizers: Sequence[Optimizer], overhead: float, *, all_known: bool = True

@@ -160,13 +160,14 @@ class Watcher:
         self._stepped.add(id(optimizer))
         self._scaler_let_step = True
         captured = self._cadence.wants(self.step)
-        rates = self._capture.learning_rates(self.step, self._optimizers, log=captured)
+        if len(self._stepped) == 1:  # the first of this step
+            self._capture.log_rates(self.step, self._optimizers, always=captured)
         # Fused optimizers under a scaler step without a change. Asking an accelerator for it synchronises.
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None and (captured or overflow.device.type == "cpu") and float(overflow) > 0:
             self._capture.mark_skipped(self.step)
         if captured:
-            self._capture.after_step(self.step, optimizer, rates)
+            self._capture.after_step(self.step, optimizer)
         if self._completed == self.step:
             self._capture.complete_late(self.step)
         elif len(self._stepped) == len(self._optimizers):
