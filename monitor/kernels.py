@@ -7,18 +7,36 @@ The histogram index of a float32 is its top 11 bits: sign, exponent, two bits of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 BLOCK = 2048
 #: Indices per sign of the float64 histogram: 4 * (exponent + 127) + sub-bucket, exponents -127 .. 1024.
 WIDE = 4608
 
+#: Sums may be reordered; NaN and infinities must stay what they are.
 _FLAGS = {"reassoc", "contract", "nsz", "arcp"}
 
 
-@njit(cache=True, nogil=True, fastmath=_FLAGS)
+def _compiled(fastmath: set[str] | bool = False) -> Callable[[Kernel], Kernel]:
+    """Compile when first called; kept on disk, unless no folder can be written."""
+
+    def compile_(kernel: Kernel) -> Kernel:
+        try:
+            return njit(cache=True, nogil=True, fastmath=fastmath)(kernel)
+        except RuntimeError:  # a read-only installation without a home: compile in every process
+            return njit(nogil=True, fastmath=fastmath)(kernel)
+
+    return compile_
+
+
+@_compiled(_FLAGS)
 def _finite_moments(x: NDArray, start: int, end: int) -> tuple[float, float, int]:
     """Sum, sum of squares and number of zeros of x[start:end]; NaN or infinite if any element is."""
     total = 0.0
@@ -32,7 +50,7 @@ def _finite_moments(x: NDArray, start: int, end: int) -> tuple[float, float, int
     return total, squares, zeros
 
 
-@njit(cache=True, nogil=True)
+@_compiled()
 def _ordered_range32(keys: NDArray, start: int, end: int) -> tuple[int, int]:
     """Smallest and largest float32 of keys[start:end] (int32 views), compared as ordered integers."""
     low = np.int32(0x7FFFFFFF)
@@ -45,7 +63,7 @@ def _ordered_range32(keys: NDArray, start: int, end: int) -> tuple[int, int]:
     return low, high
 
 
-@njit(cache=True, nogil=True)
+@_compiled()
 def _slow_moments(x: NDArray, start: int, end: int, out: NDArray) -> None:
     """The same with NaN and infinities counted apart; adds to out (see `summarise32`)."""
     for i in range(start, end):
@@ -66,7 +84,7 @@ def _slow_moments(x: NDArray, start: int, end: int, out: NDArray) -> None:
                 out[4] += 1
 
 
-@njit(cache=True, nogil=True)
+@_compiled()
 def summarise32(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> None:
     """Add the statistics of a float32 array to `out` and `histogram`.
 
@@ -100,7 +118,7 @@ def summarise32(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> 
         out[3] = max(out[3], np.float64(value[1]))
 
 
-@njit(cache=True, nogil=True)
+@_compiled()
 def summarise64(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> None:
     """`summarise32` for float64 and its int64 view; histogram: int64 (2 * WIDE,), negative values in the
     second half."""
@@ -115,7 +133,7 @@ def summarise64(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> 
         _slow_moments(x, start, end, out)
 
 
-@njit(cache=True, nogil=True, fastmath=_FLAGS)
+@_compiled(_FLAGS)
 def _pair_sums(difference: NDArray, reference: NDArray) -> tuple[float, float]:
     dot = 0.0
     squares = 0.0
@@ -126,7 +144,7 @@ def _pair_sums(difference: NDArray, reference: NDArray) -> tuple[float, float]:
     return dot, squares
 
 
-@njit(cache=True, nogil=True)
+@_compiled()
 def update32(before: NDArray, after: NDArray, gradient: NDArray, difference: NDArray, out: NDArray) -> None:
     """after - before into `difference`; out (3,): <before, difference>, |before|^2, updates lost to rounding.
 
@@ -142,7 +160,7 @@ def update32(before: NDArray, after: NDArray, gradient: NDArray, difference: NDA
     out[2] = lost
 
 
-@njit(cache=True, nogil=True, fastmath=_FLAGS)
+@_compiled(_FLAGS)
 def drift32(now: NDArray, reference: NDArray, out: NDArray) -> None:
     """out (4,): |now - reference|^2, <now, reference>, |reference|^2, sign flips; both float32 or float64
     (n,)."""
@@ -164,7 +182,7 @@ def drift32(now: NDArray, reference: NDArray, out: NDArray) -> None:
     out[3] = flips
 
 
-@njit(cache=True, nogil=True)
+@_compiled()
 def drift_bf16(now: NDArray, reference_bits: NDArray, out: NDArray) -> None:
     """`drift32` against a bf16 copy of the reference, given as int16 (n,)."""
     wide = np.empty(BLOCK, np.int32)
@@ -178,7 +196,7 @@ def drift_bf16(now: NDArray, reference_bits: NDArray, out: NDArray) -> None:
         out += part
 
 
-@njit(cache=True, nogil=True)
+@_compiled()
 def active_rows(x: NDArray, active: NDArray) -> None:
     """active[i] |= any(x[i] != 0); x (units, k). A live row ends its search at its first nonzero element."""
     for i in range(x.shape[0]):
@@ -190,7 +208,7 @@ def active_rows(x: NDArray, active: NDArray) -> None:
                 break
 
 
-@njit(cache=True, nogil=True)
+@_compiled()
 def active_columns(x: NDArray, active: NDArray) -> None:
     """active[j] |= any(x[:, j] != 0); x (samples, units). Stops when every unit was seen active."""
     left = 0
@@ -205,7 +223,7 @@ def active_columns(x: NDArray, active: NDArray) -> None:
                 left -= 1
 
 
-@njit(cache=True, nogil=True)
+@_compiled()
 def take_buckets(
     histogram: NDArray, half: int, first: int, last: int, buckets: NDArray, counts: NDArray
 ) -> int:
