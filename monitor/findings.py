@@ -77,7 +77,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     ),
     "excessive_drift": ("schedule_fault",),
     "saturated_units": ("data_fault", "bad_init_scale", "learning_rate_too_high", "schedule_fault", "weight_growth"),
-    "frozen_parameters": ("low_precision_stall", "schedule_fault"),
+    "frozen_parameters": ("low_precision_stall", "schedule_fault", "vanishing_gradients"),
     "dead_units": ("loss_spike", *_BLOWS),
     "unused_parameters": ("dead_units", "gradient_underflow", *_BLOWS),
     "exploding_gradients": ("saturated_units", "loss_spike", *_BLOWS),
