@@ -13,6 +13,8 @@ from .summary import bucket_edges, quantiles
 
 #: Columns of `Run.stats` and the share of each quantile.
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.50, "p75": 0.75, "p95": 0.95, "p99": 0.99}
+#: Above so many rows the compiled quantiles are worth the second that their compiler takes to load.
+COMPILED_ROWS = 20_000
 COMMON = [
     "step", "time", "tensor", "count", "mean", "std", "norm", "rms", "min", "max", *QUANTILES,
     "zeros", "subnormals", "nans", "infs", "skipped", "state",
@@ -181,10 +183,29 @@ def _active_units(table: pa.Table) -> NDArray:
 def _quantiles(table: pa.Table, raw: dict[str, NDArray]) -> dict[str, NDArray]:
     if "buckets" not in table.column_names:
         return dict.fromkeys(QUANTILES, np.full(table.num_rows, np.nan))
-    row, bucket, count = histogram_rows(table)
-    found = quantiles(row, bucket, count, table.num_rows, QUANTILES.values())
+    if table.num_rows > COMPILED_ROWS:
+        found = _compiled_quantiles(table, (raw["zeros"] + raw["subnormals"]).astype(np.int64))
+    else:
+        row, bucket, count = histogram_rows(table)
+        found = quantiles(row, bucket, count, table.num_rows, QUANTILES.values())
     clipped = np.clip(found, raw["min"][:, None], raw["max"][:, None])
     return dict(zip(QUANTILES, clipped.T, strict=True))
+
+
+def _compiled_quantiles(table: pa.Table, small: NDArray) -> NDArray:
+    from .kernels import histogram_quantiles
+
+    buckets, counts = (table[name].combine_chunks() for name in ("buckets", "counts"))
+    found = np.empty((table.num_rows, len(QUANTILES)))
+    histogram_quantiles(
+        buckets.offsets.to_numpy(),
+        buckets.values.to_numpy(zero_copy_only=False),
+        counts.values.to_numpy(zero_copy_only=False),
+        small,
+        np.array(list(QUANTILES.values())),
+        found,
+    )
+    return found
 
 
 def _is_number(table: pa.Table, name: str) -> bool:

@@ -7,6 +7,7 @@ The histogram index of a float32 is its top 11 bits: sign, exponent, two bits of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -248,3 +249,50 @@ def take_buckets(
             used += 1
     histogram[:] = 0
     return used
+
+
+@_compiled()
+def _edge(bucket: int, upper: bool) -> float:
+    """The edge of a positive bucket nearer to zero, or the `upper` one; capped at the largest double."""
+    scale = math.ldexp(1.0, (bucket >> 2) - 127)
+    value = scale * (1.0 + ((bucket & 3) + (1 if upper else 0)) / 4.0)
+    return min(value, 1.7976931348623157e308)
+
+
+@_compiled()
+def histogram_quantiles(
+    offsets: NDArray, buckets: NDArray, counts: NDArray, small: NDArray, shares: NDArray, out: NDArray
+) -> None:
+    """`summary.quantiles` for many rows in one pass over their histograms.
+
+    Args:
+        offsets: int (rows + 1,): row r owns buckets[offsets[r]:offsets[r + 1]], ascending.
+        buckets, counts: int (n,). small: int (rows,): elements that count as zero.
+        shares: float64 (k,), ascending. out: float64 (rows, k), NaN where a histogram is empty.
+    """
+    for r in range(offsets.size - 1):
+        first, last = offsets[r], offsets[r + 1]
+        total = small[r]
+        for i in range(first, last):
+            total += counts[i]
+        out[r, :] = np.nan
+        if total == 0:
+            continue
+        k, upto, i, zero_due = 0, 0, first, small[r] > 0
+        while k < shares.size and (i < last or zero_due):
+            at_zero = zero_due and (i == last or buckets[i] > 0)
+            if at_zero:
+                count, low, high, zero_due = small[r], 0.0, 0.0, False
+            else:
+                count, b = counts[i], int(buckets[i])
+                if b > 0:
+                    low, high = _edge(b, False), _edge(b, True)
+                else:
+                    low, high = -_edge(-b, True), -_edge(-b, False)
+                i += 1
+            more = i < last or zero_due
+            while k < shares.size and (shares[k] * total < upto + count or not more):
+                inside = min(max((shares[k] * total - upto) / count, 0.0), 1.0)
+                out[r, k] = low + inside * (high - low)
+                k += 1
+            upto += count

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from made_logs import PERIOD, START, TENSORS, info, make_run, row, stats_batch, values_at, write_step
 
-from layerwatch.monitor import LogWriter, Run, RunError, Summary, merge, summarise
+from layerwatch.monitor import LogWriter, Run, RunError, Summary, derive, merge, summarise
 from layerwatch.monitor.schema import STATS, VALUES
 
 QUANTILES = ["p01", "p05", "p25", "p50", "p75", "p95", "p99"]
@@ -400,3 +401,16 @@ def test_the_content_of_run_json_is_the_runs_info(tmp_path: Path) -> None:
     assert run.name == "a"
     assert run.path == path
     assert run.info["config"] == {"lr": 0.1}
+
+
+def test_compiled_quantiles_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=n) * 10.0**e for n in (1, 2, 7, 500) for e in (-45, -3, 0, 30)]
+    arrays += [np.zeros(5), np.array([np.nan, np.inf]), np.array([0.0, 1.0]), -np.ones(3)]
+    arrays += [np.array([-1.0, 0.0, 1e-40]), np.array([-2.0, -1.0, 0.0, 0.0, 3.0])]
+    rows = [row(step, "w", "weight", summarise(values)) for step, values in enumerate(arrays)]
+    table = pa.Table.from_pylist(rows, STATS)
+    plain = derive.stats_frame(table, "weight")
+    monkeypatch.setattr(derive, "COMPILED_ROWS", 0)
+    pd.testing.assert_frame_equal(derive.stats_frame(table, "weight"), plain, rtol=1e-12)
+    assert plain["p50"].notna().sum() == len(arrays) - 1
