@@ -43,6 +43,7 @@ class Capture:
         self._unclipped: dict[str, Summary] = {}
         self._done: set[str] = set()  # tensors whose rows of this step are collected
         self._rates: list[float] = []
+        self._states: dict[str, str] = {}  # the latest of each tensor
         self._gradient_sq = self._clipped_sq = self._spent = 0.0
         self._last_captured: int | None = None
         self._skipped = -1
@@ -139,7 +140,7 @@ class Capture:
             gradient = parameter.grad
             found = self._gradient(tensor)
             zero = found is not None and found.zeros == found.count
-            state = state_of(parameter, rates.get(id(parameter)), zero)
+            state = self._states[name] = state_of(parameter, rates.get(id(parameter)), zero)
             if found is not None:
                 stage = "before_clip" if name in self._unclipped else "at_step"
                 self._rows.add(step, now, name, "gradient", found, stage=stage, state=state, skipped=skipped)
@@ -232,7 +233,9 @@ class Capture:
             with torch.no_grad():
                 for tensor in ready(self._tensors):
                     state = state_of(tensor.parameter, rates.get(id(tensor.parameter)), False)
-                    state = "trainable" if state == "unused" else state  # gradients may be cleared by now
+                    if state in ("unused", "trainable"):  # gradients may be cleared by now
+                        last = self._states.get(tensor.name)
+                        state = last if last in ("unused", "zero_gradient") else "trainable"
                     self._rows.add(
                         step, now, tensor.name, "weight", summarise_tensor(tensor.parameter), state=state
                     )

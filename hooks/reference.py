@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,41 +78,52 @@ def load_state(source: Source) -> Mapping[str, Tensor]:
     """A reference as a mapping of names to tensors.
 
     Args:
-        source: a state_dict, or the path of a .safetensors, .pt or .bin file (read with weights_only=True).
+        source: a state_dict, or the path of a .safetensors, .pt, .pth or .bin file (read with
+            weights_only=True). Below "state_dict", "model_state_dict" or "model" is looked into as well.
 
     Raises:
-        ValueError: the file does not exist, is of another type, or holds no tensors.
+        TypeError: it is neither.
+        ValueError: the file does not exist, is of another type or damaged, or holds no tensors.
     """
-    if isinstance(source, Mapping):
-        state: Any = source
-    else:
-        path = Path(str(source))
-        if not path.is_file():
-            raise ValueError(
-                f'expected reference="start", None, a state_dict or a checkpoint file, got {str(source)!r}: '
-                "no such file"
-            )
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        elif path.suffix in (".pt", ".pth", ".bin"):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        else:
-            raise ValueError(
-                f"expected a .safetensors, .pt or .bin checkpoint as reference, got {path.name!r}"
-            )
-        state = state.get("state_dict", state) if isinstance(state, Mapping) else state
-    tensors = (
-        {canonical(k): v for k, v in state.items() if isinstance(v, Tensor)}
-        if isinstance(state, Mapping)
-        else {}
-    )
+    if not isinstance(source, str | Path | Mapping):
+        raise TypeError(
+            f'expected reference="start", None, a state_dict or a path, got {type(source).__name__}'
+        )
+    state = source if isinstance(source, Mapping) else _read_checkpoint(Path(source))
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    named = state.items() if isinstance(state, Mapping) else ()
+    tensors = {canonical(k): v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise ValueError(
             "expected a reference that maps names to tensors, got none: pass model.state_dict() or its file"
         )
     return tensors
+
+
+def _read_checkpoint(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(
+            f'expected reference="start", None, a state_dict or a checkpoint file, got {str(path)!r}: '
+            "no such file"
+        )
+    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+        raise ValueError(f"expected a .safetensors, .pt or .bin checkpoint as reference, got {path.name!r}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        # Only checkpoints of the zip format, the usual one since torch 1.6, can be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # every kind of damage has its own type of error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"expected a checkpoint that holds tensors only, but {path} cannot be read ({reason:.120}): "
+            "save model.state_dict()"
+        ) from None
 
 
 def match(tensors: list[WatchedTensor], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -102,7 +102,7 @@ def role_of(name: str, parameter: Tensor, module: nn.Module | None) -> str:
     if leaf.startswith("bias") or leaf.endswith("bias"):
         return "bias"
     if isinstance(parameter, UninitializedParameter):
-        return "matrix"
+        return "conv" if "conv" in kind else "matrix"
     if "conv" in kind and parameter.ndim >= 3:
         return "conv"
     if parameter.ndim >= 2:

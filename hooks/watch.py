@@ -111,6 +111,9 @@ def watch(
         info["notes"].append("this is not rank 0: nothing is logged from here")
     log = LogWriter(path, info, resume=resume) if _rank() == 0 else None
     first_step = Run(path).last_step + 1 if resume and log is not None else 0
+    if first_step and log is not None and reference == "start":
+        text = f"resumed at step {first_step}: drift from there on is measured from the weights at that step"
+        log.update_info(notes=[*info["notes"], text])
     return Watcher(
         log, path, tensors, modules, optimizers, cadence, state, reference, updates, on_finding, first_step
     )

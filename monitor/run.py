@@ -153,8 +153,9 @@ class Run:
         rows = [{**entry, "depth": depth} for depth, entry in enumerate(self.info.get("tensors", []))]
         frame = pd.DataFrame(rows, columns=columns)
         latest = self._log.table("stats", ["tensor", "step", "state"], {"kind": ["weight"]}).to_pandas()
-        states = latest.sort_values("step").dropna(subset=["state"]).groupby("tensor")["state"].last()
-        frame["state"] = frame["tensor"].map(states).fillna(frame["state"])
+        latest = latest.dropna(subset=["state"]).sort_values("step").drop_duplicates("tensor", keep="last")
+        states = dict(zip(latest["tensor"], latest["state"], strict=True))
+        frame["state"] = [states.get(t, s) for t, s in zip(frame["tensor"], frame["state"], strict=True)]
         return frame
 
     @_cached

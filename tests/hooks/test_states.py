@@ -1,0 +1,221 @@
+"""The states of a parameter, its names and its role."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from trainings import batch, column, loss_of, mlp, train, watched_training
+
+from layerwatch import Run, watch
+
+
+class SixStates(nn.Module):
+    """One linear layer for each state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trainable = nn.Linear(8, 4)
+        self.frozen = nn.Linear(8, 4).requires_grad_(False)
+        self.unused = nn.Linear(8, 4)
+        self.no_optimizer = nn.Linear(8, 4)
+        self.lr_zero = nn.Linear(8, 4)
+        self.zero_gradient = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        used = self.trainable(x) + self.frozen(x) + self.no_optimizer(x) + self.lr_zero(x)
+        return used + 0.0 * self.zero_gradient(x)
+
+
+def six(path: Path) -> tuple[SixStates, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = SixStates()
+    known = [
+        p
+        for n in ("trainable", "frozen", "unused", "zero_gradient")
+        for p in model.get_submodule(n).parameters()
+    ]
+    groups = [{"params": known}, {"params": list(model.lr_zero.parameters()), "lr": 0.0}]
+    return model, torch.optim.SGD(groups, 0.1)
+
+
+def test_each_state_is_recorded_as_what_it_is(tmp_path: Path) -> None:
+    model, optimizer = six(tmp_path)
+    run = watched_training(tmp_path / "run", model, optimizer, 3)
+    for name in ("trainable", "frozen", "unused", "no_optimizer", "lr_zero", "zero_gradient"):
+        for leaf in ("weight", "bias"):
+            tensor = f"{name}.{leaf}"
+            assert set(column(run, "weight", "state", tensor).values()) == {name}
+            assert len(column(run, "weight", "state", tensor)) == 3
+    assert run.tensors().set_index("tensor")["state"].to_dict() == {
+        f"{n}.{leaf}": n for n in vars(model)["_modules"] for leaf in ("weight", "bias")
+    }
+    gradients = set(run.stats("gradient")["tensor"].str.partition(".")[0])
+    assert gradients == {"trainable", "no_optimizer", "lr_zero", "zero_gradient"}
+    updates = run.stats("update").groupby("tensor")["norm"].max()
+    assert updates["lr_zero.weight"] == updates["zero_gradient.weight"] == 0.0
+    assert updates["trainable.weight"] > 0.0
+
+
+def test_the_last_row_does_not_forget_the_state(tmp_path: Path) -> None:
+    """The weights written by close are of a step that was not captured: gradients may be cleared by then."""
+    model, optimizer = six(tmp_path)
+    watcher = watch(model, optimizer, run=tmp_path / "run", every=2)
+    train(model, optimizer, 4)
+    optimizer.zero_grad()
+    watcher.close()
+    run = Run(tmp_path / "run")
+    assert run.last_step == 3
+    for name in ("trainable", "frozen", "unused", "no_optimizer", "lr_zero", "zero_gradient"):
+        assert column(run, "weight", "state", f"{name}.weight") == {0: name, 2: name, 3: name}
+
+
+def test_a_layer_that_is_unfrozen_later(tmp_path: Path) -> None:
+    model = mlp()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model[2].parameters(), 0.1)
+
+    def unfreeze(step: int) -> None:
+        if step == 1:
+            model[0].requires_grad_(True)
+            optimizer.add_param_group({"params": list(model[0].parameters()), "lr": 0.01})
+
+    run = watched_training(tmp_path / "run", model, optimizer, 5, after_step=unfreeze)
+    assert column(run, "weight", "state", "0.weight") == {
+        s: "frozen" if s < 2 else "trainable" for s in range(5)
+    }
+    assert sorted(column(run, "update", "norm", "0.weight")) == [2, 3, 4]
+    assert run.tensors().set_index("tensor").loc["0.weight", "state"] == "trainable"
+    assert column(run, "update", "ratio", "0.weight")[3] > 0
+
+
+def test_zeroed_instead_of_cleared_gradients(tmp_path: Path) -> None:
+    """zero_grad(set_to_none=False): a layer out of use has a zero gradient, and momentum still moves it."""
+    model = SixStates()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    with watch(model, optimizer, run=tmp_path / "run", every=1):
+        for step in range(4):
+            output = model(batch(step)) + (model.unused(batch(step)) if step == 0 else 0.0)
+            loss_of(output).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    run = Run(tmp_path / "run")
+    assert column(run, "weight", "state", "unused.weight") == {
+        0: "trainable",
+        1: "zero_gradient",
+        2: "zero_gradient",
+        3: "zero_gradient",
+    }
+    assert all(v > 0 for v in column(run, "update", "norm", "unused.weight").values())
+    assert column(run, "update", "lost", "unused.weight")[2] == 0
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 8)
+        self.body = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 10, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.embed(x)))
+
+
+def test_tied_weights_are_one_tensor_with_several_names(tmp_path: Path) -> None:
+    model = Tied()
+    run = watched_training(
+        tmp_path / "run", model, torch.optim.Adam(model.parameters()),
+        data=lambda s: torch.randint(0, 10, (4, 5), generator=torch.Generator().manual_seed(s)),
+    )  # fmt: skip
+    tensors = run.tensors().set_index("tensor")
+    assert tensors["names"].to_dict() == {
+        "embed.weight": ["embed.weight", "head.weight"],
+        "body.weight": ["body.weight"],
+        "body.bias": ["body.bias"],
+    }
+    assert tensors["role"].to_dict() == {
+        "embed.weight": "embedding",
+        "body.weight": "output",
+        "body.bias": "bias",
+    }
+    assert not run.stats("weight").duplicated(["step", "tensor"]).any()
+
+
+class Roles(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.layer_norm = nn.LayerNorm(8)
+        self.rnn = nn.LSTM(8, 8)
+        self.embedding = nn.Embedding(5, 8)
+        self.lora_A = nn.Linear(8, 2, bias=False)
+        self.lora_B = nn.Linear(2, 8, bias=False)
+        self.gate = nn.Parameter(torch.tensor(1.0))
+        self.position = nn.Parameter(torch.zeros(8))
+        self.lazy = nn.LazyConv2d(4, 3)
+        self.head = nn.Linear(8, 3)
+
+
+def test_roles_modules_and_shapes(tmp_path: Path) -> None:
+    model = Roles()
+    optimizer = torch.optim.SGD([p for n, p in model.named_parameters() if "lazy" not in n], 0.1)
+    watch(model, optimizer, run=tmp_path / "run").close()
+    tensors = Run(tmp_path / "run").tensors().set_index("tensor")
+    assert tensors["role"].to_dict() == {
+        "gate": "scalar",
+        "position": "other",
+        "conv.weight": "conv",
+        "conv.bias": "bias",
+        "norm.weight": "norm_gain",
+        "norm.bias": "norm_bias",
+        "attention.in_proj_weight": "matrix",
+        "attention.in_proj_bias": "bias",
+        "attention.out_proj.weight": "matrix",
+        "attention.out_proj.bias": "bias",
+        "layer_norm.weight": "norm_gain",
+        "layer_norm.bias": "norm_bias",
+        "rnn.weight_ih_l0": "matrix",
+        "rnn.weight_hh_l0": "matrix",
+        "rnn.bias_ih_l0": "bias",
+        "rnn.bias_hh_l0": "bias",
+        "embedding.weight": "embedding",
+        "lora_A.weight": "lora_a",
+        "lora_B.weight": "lora_b",
+        "lazy.weight": "conv",
+        "lazy.bias": "bias",
+        "head.weight": "output",
+        "head.bias": "bias",
+    }
+    assert tensors.loc["conv.weight", "shape"] == [4, 3, 3, 3]
+    assert tensors.loc["conv.weight", "elements"] == 108
+    assert tensors.loc["attention.out_proj.weight", "module"] == "attention.out_proj"
+    assert tensors.loc["rnn.weight_ih_l0", "module_type"] == "LSTM"
+    assert tensors.loc["gate", "module"] == ""
+    assert tensors.loc["gate", "module_type"] == "Roles"
+    assert tensors["dtype"].unique().tolist() == ["float32"]
+
+
+def test_names_lose_what_wrappers_add(tmp_path: Path) -> None:
+    model = nn.DataParallel(nn.Sequential(nn.Linear(8, 2)))
+    compiled = torch.compile(model, backend="eager")
+    run = watched_training(tmp_path / "run", model, torch.optim.SGD(model.parameters(), 0.1))
+    assert run.tensors()["tensor"].tolist() == ["0.weight", "0.bias"]
+    assert run.modules()["module"].tolist() == ["0"]
+    with watch(compiled, run=tmp_path / "compiled"):  # type: ignore[arg-type]
+        pass
+    assert Run(tmp_path / "compiled").tensors()["tensor"].tolist() == ["0.weight", "0.bias"]
+
+
+def test_include_and_exclude(tmp_path: Path) -> None:
+    model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    one = watched_training(tmp_path / "one", model, optimizer, watching={"include": r"^1\."})
+    assert one.tensors()["tensor"].tolist() == ["1.weight", "1.bias"]
+    some = watched_training(
+        tmp_path / "some", model, optimizer, watching={"include": ["^1", "^2"], "exclude": "bias$"}
+    )
+    assert some.stats("weight")["tensor"].unique().tolist() == ["1.weight", "2.weight"]
