@@ -37,6 +37,9 @@ def input_size(history: History) -> tuple[str | None, Floats]:
         weight = history.table("weight", "rms", (name,))[:, 0].copy()
         weight[1:], weight[0] = weight[:-1].copy(), history.initial("rms", (name,))[0]  # the forward pass came before the step
         with np.errstate(divide="ignore", invalid="ignore"):
+            moved, ratio = (history.table("update", column, (name,))[:, 0] for column in ("rms", "ratio"))
+            before = np.where(ratio > 0, moved / ratio, weight)  # exact; the capture before may be many steps ago
+            weight = np.where(np.isfinite(before), before, weight)
             size = history.table("activation", "rms", (module,))[:, 0] / (weight * math.sqrt(math.prod(shape[1:])))
         return module, size
     return None, np.full(history.captures, np.nan)
