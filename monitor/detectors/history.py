@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..derive import QUANTILES, columns_of
 from ..findings import Finding, Number, Severity
 
 Floats = NDArray[np.float64]
@@ -45,7 +46,9 @@ class Source(Protocol):
     def scalar_names(self) -> list[str]: ...
     def tensors(self) -> pd.DataFrame: ...
     def modules(self) -> pd.DataFrame: ...
-    def stats(self, kind: str) -> pd.DataFrame: ...
+    def stats(
+        self, kind: str, tensor: str | None = None, columns: Sequence[str] | None = None
+    ) -> pd.DataFrame: ...
     def drift(self) -> pd.DataFrame: ...
     def activity(self, kind: str, tensor: str) -> tuple[Ints, Bools]: ...
     def events(self) -> pd.DataFrame: ...
@@ -90,7 +93,9 @@ class Arrays:
         rows = [{**e, "depth": i} for i, e in enumerate(self.leaves)]
         return pd.DataFrame(rows, columns=["module", "type", "depth"])
 
-    def stats(self, kind: str) -> pd.DataFrame:
+    def stats(
+        self, kind: str, tensor: str | None = None, columns: Sequence[str] | None = None
+    ) -> pd.DataFrame:
         return self._frame(kind)
 
     def drift(self) -> pd.DataFrame:
@@ -170,9 +175,12 @@ class History:
     # ---- captured steps
 
     @_kept
-    def frame(self, kind: str) -> pd.DataFrame:
-        """`Run.stats(kind)`, or `Run.drift()`."""
-        return self.source.drift() if kind == "drift" else self.source.stats(kind)
+    def frame(self, kind: str, quantile: str | None = None) -> pd.DataFrame:
+        """`Run.stats(kind)`, or `Run.drift()`. Of the quantiles only the one asked for: histograms are slow to read."""
+        if kind == "drift":
+            return self.source.drift()
+        columns = [c for c in columns_of(kind) if c not in QUANTILES or c == quantile]
+        return self.source.stats(kind, None, columns)
 
     @functools.cached_property
     def steps(self) -> Ints:
@@ -193,7 +201,7 @@ class History:
     @_kept
     def table(self, kind: str, column: str, names: tuple[str, ...]) -> Floats:
         """A column of statistics as (captures, len(names)) float64."""
-        frame = self.frame(kind)
+        frame = self.frame(kind, column) if column in QUANTILES else self.frame(kind)
         out = np.full((self.captures, len(names)), np.nan)
         if column not in frame or frame.empty or not names:
             return out
