@@ -26,7 +26,7 @@ class Cadence:
     def __init__(self, every: Every, budget: float) -> None:
         if every != "auto" and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
             raise ValueError(f'expected every="auto" or a whole number of steps from 1, got every={every!r}')
-        if not 0.0 < budget < 1.0:
+        if not isinstance(budget, int | float) or not 0.0 < budget < 1.0:
             raise ValueError(
                 f"expected a budget between 0 and 1 (a share of the training's time), got budget={budget!r}"
             )
@@ -61,8 +61,9 @@ class Cadence:
         """A capture was written: plan the next one."""
         now = time.perf_counter()
         used = self._used(now)
-        self._mean_cost = _running(self._mean_cost, cost)
         if self._last is not None and step > self._last[0]:
+            # The first one is not learned from: caches are cold, and it writes the initial weights as well.
+            self._mean_cost = _running(self._mean_cost, cost)
             before, clock, used_before = self._last
             self._mean_step = _running(
                 self._mean_step, (now - clock - (used - used_before)) / (step - before)
