@@ -68,10 +68,13 @@ def gradient_underflow(history: History) -> Finding | None:
     start = slice(0, LEAST_CAPTURES)
     count = history.table("gradient", "count", names)[half]
     zeros = history.table("gradient", "zeros", names)[half] / np.where(count > 0, count, np.nan)
-    top = np.fmax(np.abs(history.table("gradient", "p99", names)[half]), np.abs(history.table("gradient", "p01", names)[half]))
-    share, size = nanmedian(zeros, axis=0), nanmedian(top, axis=0)
+    share = nanmedian(zeros, axis=0)
     from_start = np.mean(nanmedian(zeros[start], axis=0) >= 0.25) >= 0.5
-    if not from_start or np.mean(share >= 0.25) < 0.5 or not (np.nan_to_num(size, nan=1.0) < FP16_NORMAL).all() or not (size > 0).any():
+    if not from_start or np.mean(share >= 0.25) < 0.5:
+        return None
+    high, low = (np.abs(history.table("gradient", quantile, names)[half]) for quantile in ("p99", "p01"))
+    size = nanmedian(np.fmax(high, low), axis=0)
+    if not (np.nan_to_num(size, nan=1.0) < FP16_NORMAL).all() or not (size > 0).any():
         return None
     facts = outcome(history)
     order = np.argsort(-share)
