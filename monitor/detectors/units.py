@@ -67,6 +67,11 @@ def _silent(history: History, kind: str, name: str) -> tuple[float, int] | None:
 
     None when there are too few captures or samples.
     """
+    # Most layers are alive, which the last count of active units shows without reading which units they were.
+    units, alive = (history.table(kind, column, (name,))[:, 0] for column in ("units", "active_units"))
+    seen = np.flatnonzero(np.isfinite(alive))
+    if seen.size >= LEAST_CAPTURES and units[seen[-1]] >= 4 and alive[seen[-1]] > (1 - DEAD) * units[seen[-1]]:
+        return float(1 - alive[seen[-1]] / units[seen[-1]]), int(history.steps[seen[-1]])
     steps, active = history.source.activity(kind, name)
     if steps.size < LEAST_CAPTURES or active.shape[1] < 4:
         return None
