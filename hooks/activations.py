@@ -64,6 +64,9 @@ class ActivationTap:
 
     def record(self, name: str, module: nn.Module, output: Any) -> None:
         """Add one call's output."""
+        # A checkpoint computes the same once more, inside backward.
+        if name in self._found and torch._C._current_graph_task_id() != -1:
+            return
         start = time.perf_counter()
         tensor = first_tensor(output)
         if tensor is not None and (tensor.is_floating_point() or tensor.is_complex()):

@@ -16,7 +16,7 @@ from .environment import describe_optimizers
 from .reference import Reference, match
 from .rows import Rows
 from .scalars import PendingScalars
-from .statistics import Array, array_of, summarise_gradient, summarise_tensor, summarise_update
+from .statistics import Array, parts_of, summarise_gradient, summarise_tensor, summarise_update
 from .tensors import WatchedTensor, learning_rates, ready, state_of
 from .values import Values
 
@@ -121,9 +121,9 @@ class Capture:
         start = time.perf_counter()
         for tensor in self._of(optimizer):
             if tensor.parameter.requires_grad:
-                values = array_of(tensor.parameter)
-                shared = tensor.parameter.dtype == torch.float32 or tensor.parameter.dtype == torch.float64
-                self._before[tensor.name] = values.copy() if shared else values
+                values = parts_of(tensor.parameter)
+                own = tensor.parameter.dtype in (torch.float16, torch.bfloat16)  # widened into a new array
+                self._before[tensor.name] = values if own else values.copy()
         self._spent += time.perf_counter() - start
 
     def after_step(self, step: int, optimizer: Optimizer) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..monitor import kernels
 from ..monitor.summary import Summary
-from .statistics import Array, array_of
+from .statistics import Array, parts_of
 from .tensors import WatchedTensor, canonical
 
 #: Tensors up to this size keep a copy in full precision; larger ones a bf16 copy, half the memory.
@@ -39,7 +39,7 @@ class Reference:
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Keep a copy of a reference tensor."""
-        values = array_of(tensor)
+        values = parts_of(tensor)
         if values.size <= EXACT_ELEMENTS or values.dtype == np.float64:
             self._exact[name] = values.copy()
             return
@@ -49,7 +49,7 @@ class Reference:
 
     def measure(self, name: str, weight: Tensor) -> Summary | None:
         """The drift row of a weight; None when the reference does not have it or its shape is another."""
-        now, out = array_of(weight), np.zeros(4)
+        now, out = parts_of(weight), np.zeros(4)
         residual = None
         if name in self._exact:
             reference = self._exact[name]
@@ -65,7 +65,7 @@ class Reference:
             return None
         distance, dot, squares, flips = (float(v) for v in out)
         return Summary(
-            count=now.size,
+            count=weight.numel(),
             sum_sq=distance,
             dot=dot,
             ref_sum_sq=squares,

@@ -61,6 +61,11 @@ def array_of(tensor: Tensor) -> Array:
     return data.cpu().reshape(-1).numpy()
 
 
+def parts_of(tensor: Tensor) -> Array:
+    """`array_of` for differences: of a complex tensor the real and imaginary parts, in turn."""
+    return array_of(torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor)
+
+
 def summarise_array(x: Array, **more: Any) -> Summary:
     """Summary of a flat float32 or float64 array; see `monitor.summary.summarise` for the plain definition.
 
@@ -137,10 +142,10 @@ def summarise_update(before: Array, weight: Tensor, gradient: Tensor | None) -> 
     rounding.
 
     Args:
-        before: the flat copy that `array_of` made before the step. weight: the parameter now.
+        before: the flat copy that `parts_of` made before the step. weight: the parameter now.
         gradient: as the optimizer used it; without one nothing is counted as lost.
     """
-    after = array_of(weight)
+    after = parts_of(weight)
     dense = gradient is not None and not gradient.is_sparse and not gradient.is_complex()
     used = array_of(gradient) if dense and gradient is not None else _EMPTY
     if used.size != after.size:
@@ -148,6 +153,8 @@ def summarise_update(before: Array, weight: Tensor, gradient: Tensor | None) -> 
     difference, out = np.empty_like(after), np.empty(3)
     kernels.update32(before, after, used.astype(after.dtype, copy=False), difference, out)
     lost = int(out[2]) if used.size else None
+    if weight.is_complex():
+        difference = np.hypot(difference[::2], difference[1::2])
     return summarise_array(difference, dot=float(out[0]), ref_sum_sq=float(out[1]), lost=lost)
 
 
