@@ -18,8 +18,7 @@ VALUE_ROW_BYTES = 8
 
 
 class Values:
-    """Stores the values of small tensors, thinned to `SHARE` of the log; the first and the last are always
-    kept."""
+    """Stores the values of small tensors, thinned to `SHARE` of the log; first and last always kept."""
 
     def __init__(self, log: LogWriter, tensors: Sequence[WatchedTensor]) -> None:
         self._log, self._tensors = log, tensors

@@ -37,8 +37,7 @@ CHECK_SHARE, CHECK_SECONDS = 0.01, 10.0
 
 
 class Watcher:
-    """A training under watch; made by `watch`. Attributes: run (the folder), step (the optimizer step, from
-    0)."""
+    """A training under watch; made by `watch`. `run` is its folder, `step` the optimizer step, from 0."""
 
     def __init__(
         self, log: LogWriter | None, run: Path, tensors: list[WatchedTensor],
@@ -110,6 +109,8 @@ class Watcher:
         return guarded
 
     def _fail(self, error: Exception) -> None:
+        if self._failed:
+            return
         self._failed = True
         self._detach()
         logger.warning("layerwatch stopped watching %s after an error; training goes on: %r", self.run, error)
@@ -225,8 +226,7 @@ class Watcher:
         """Log named numbers at the current step.
 
         Args:
-            scalars: numbers, or tensors with one element (one on an accelerator is not synchronised on the
-                spot).
+            scalars: numbers, or tensors with one element (on an accelerator it is not synchronised on the spot).
                 NaN and infinite values are data.
 
         Raises:
@@ -242,8 +242,7 @@ class Watcher:
             self._fail(error)
 
     def close(self) -> None:
-        """Write the last weights, turn the log into Parquet, detach. Safe to call twice; also called at
-        exit."""
+        """Write the last weights, turn the log into Parquet, detach. Safe to call twice; called at exit too."""
         if not self._open or self._log is None:
             return
         self._open = False

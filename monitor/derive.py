@@ -39,8 +39,7 @@ def columns_of(kind: str) -> list[str]:
 
 
 def needed(columns: Sequence[str]) -> list[str]:
-    """The columns of the `stats` table that these derived columns need: histograms are most of a log, read
-    only for quantiles."""
+    """What these derived columns need of the `stats` table. Histograms, most of a log, only for quantiles."""
     spared = set()
     if not set(QUANTILES) & set(columns):
         spared |= {"buckets", "counts"}
@@ -145,8 +144,7 @@ def histogram_rows(table: pa.Table) -> tuple[NDArray, NDArray, NDArray]:
 
 
 def histogram_frame(table: pa.Table) -> pd.DataFrame:
-    """step, low, high, count of every non-empty bucket; zeros as (0, 0) and subnormals as (-2^-126,
-    2^-126)."""
+    """step, low, high, count per non-empty bucket; zeros are (0, 0), subnormals (-2^-126, 2^-126)."""
     step = _numbers(table, "step").astype(np.int64)
     zeros, subnormals = (
         _numbers(table, "zeros").astype(np.int64),

@@ -121,8 +121,7 @@ def summarise32(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> 
 
 @_compiled()
 def summarise64(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> None:
-    """`summarise32` for float64 and its int64 view; histogram: int64 (2 * WIDE,), negative values in the
-    second half."""
+    """`summarise32` for float64 and its int64 view; histogram: int64 (2 * WIDE,), second half negative."""
     for start in range(0, x.size, BLOCK):
         end = min(start + BLOCK, x.size)
         for i in range(start, end):
@@ -163,8 +162,7 @@ def update32(before: NDArray, after: NDArray, gradient: NDArray, difference: NDA
 
 @_compiled(_FLAGS)
 def drift32(now: NDArray, reference: NDArray, out: NDArray) -> None:
-    """out (4,): |now - reference|^2, <now, reference>, |reference|^2, sign flips; both float32 or float64
-    (n,)."""
+    """out (4,): |now - reference|^2, <now, reference>, |reference|^2, sign flips; both are (n,)."""
     distance = 0.0
     dot = 0.0
     squares = 0.0

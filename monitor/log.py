@@ -172,8 +172,7 @@ class LogWriter:
             self._thread.start()
 
     def _compact_closed(self, before: int) -> None:
-        """In the background: write-ahead files before this number become Parquet. What fails stays readable
-        as it is."""
+        """In the background: write-ahead files before this number become Parquet, or stay as they are."""
         try:
             for span in list(spans(self.path / "wal", ".wal")):
                 if span.writer == self.writer and span.last < before:
@@ -195,8 +194,7 @@ class LogWriter:
 
 
 def compact_wal(run: Path, span: Span) -> None:
-    """Write the Parquet parts of one finished write-ahead file, then delete it. May be interrupted at any
-    point."""
+    """Write the Parquet parts of a finished write-ahead file, then delete it. Interruptible at any point."""
     wal = run / "wal" / f"{span.stem}.wal"
     reader = WalReader(wal)
     reader.read()

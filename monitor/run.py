@@ -33,8 +33,7 @@ Names = str | Sequence[str] | None
 
 
 def _cached(method: Callable[..., Result]) -> Callable[..., Result]:
-    """Keep a method's answer until `refresh` finds something new. Answers are shared: callers copy before
-    they change."""
+    """Keep a method's answer until `refresh` finds news. Answers are shared: copy before changing them."""
 
     @functools.wraps(method)
     def answer(self: Run, *args: Any, **named: Any) -> Result:
@@ -160,8 +159,7 @@ class Run:
 
     @_cached
     def modules(self) -> pd.DataFrame:
-        """The leaf modules in order of definition: module, type, depth. Their names are the tensors of
-        activation rows."""
+        """The leaf modules, in order of definition: module (the `tensor` of activation rows), type, depth."""
         rows = [{**entry, "depth": depth} for depth, entry in enumerate(self.info.get("modules", []))]
         return pd.DataFrame(rows, columns=["module", "type", "depth"])
 

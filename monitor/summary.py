@@ -35,8 +35,7 @@ def _no_counts() -> Ints:
 
 @dataclass(slots=True)  # not frozen: making one is on the hot path, and frozen ones take four times as long
 class Summary:
-    """Statistics of one tensor; every field is described in `schema.STATS`. Optional fields are None where
-    they do not apply."""
+    """Statistics of one tensor. `schema.STATS` describes every field; None where it does not apply."""
 
     count: int = 0
     sum: float = 0.0
