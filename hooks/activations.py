@@ -90,12 +90,16 @@ class _Hook:
     def __deepcopy__(self, _memo: dict) -> Callable[..., None]:
         return no_hook
 
-    def __reduce__(self) -> str:
-        return "no_hook"
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _hook_of_a_copy, ()
 
 
 def no_hook(*_: Any) -> None:
     """What remains of a hook in a copy of the model."""
+
+
+def _hook_of_a_copy() -> Callable[..., None]:
+    return no_hook
 
 
 def first_tensor(output: Any) -> Tensor | None:

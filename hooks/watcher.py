@@ -62,6 +62,7 @@ class Watcher:
         self._checked, self._check_cost = time.perf_counter(), 0.0
         self._handles: list[Any] = []
         self._open = log is not None
+        self._process = os.getpid()  # a forked child inherits everything, and must leave the log alone
         self._failed = False
         self._log = log
         if log is None:
@@ -96,7 +97,7 @@ class Watcher:
 
         @functools.wraps(work)
         def guarded(*args: Any, **kwargs: Any) -> None:
-            if self._failed:
+            if self._failed or os.getpid() != self._process:
                 return
             self._cadence.enter()
             try:
@@ -233,7 +234,7 @@ class Watcher:
             TypeError: a value is no number.
         """
         values = {name: number(name, value) for name, value in scalars.items()}
-        if not self._open or not values:
+        if not self._open or not values or os.getpid() != self._process:
             return
         try:
             self._scalars.add(self.step, values)
@@ -243,7 +244,7 @@ class Watcher:
 
     def close(self) -> None:
         """Write the last weights, turn the log into Parquet, detach. Safe to call twice; called at exit too."""
-        if not self._open or self._log is None:
+        if not self._open or self._log is None or os.getpid() != self._process:
             return
         self._open = False
         atexit.unregister(self.close)
