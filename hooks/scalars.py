@@ -26,13 +26,16 @@ def number(name: str, value: Any) -> float | Tensor:
             )
         value = value.detach()
         return float(value) if value.device.type == "cpu" else value.reshape(())
-    if isinstance(value, numbers.Real) or (hasattr(value, "item") and getattr(value, "size", 0) == 1):
+    if hasattr(value, "item") and getattr(value, "size", 0) == 1:  # numpy
+        value = value.item()
+    if isinstance(value, numbers.Real):
         try:
             return float(value)
-        except (TypeError, ValueError, OverflowError):
+        except OverflowError:
             pass
+    shown = " ".join(repr(value).split())
     raise TypeError(
-        f"expected a number for {name!r}, got {type(value).__name__} ({value!r:.40}): log numbers only"
+        f"expected a number for {name!r}, got {type(value).__name__} ({shown:.40}): log numbers only"
     )
 
 

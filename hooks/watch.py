@@ -84,6 +84,10 @@ def watch(
         raise ValueError(f'expected keep="full", got keep={keep!r}')
     if drift_limit is not None and not drift_limit > 0:
         raise ValueError(f"expected a drift_limit above 0 (a relative L2 distance), got {drift_limit!r}")
+    if config is not None and not isinstance(config, Mapping):
+        raise TypeError(
+            f"expected config as a mapping, got {type(config).__name__}: of a Namespace pass vars(...)"
+        )
     tensors = _select(watched_tensors(models), include, exclude)
     _check_parameters(models, tensors, optimizers)
     state = load_state(reference) if reference is not None and reference != "start" else None
@@ -146,7 +150,12 @@ def _optimizers(optimizer: Optimizers) -> list[Optimizer]:
 def _select(tensors: list[WatchedTensor], include: Patterns, exclude: Patterns) -> list[WatchedTensor]:
     def matches(patterns: Patterns, name: str) -> bool:
         several = [patterns] if isinstance(patterns, str) else list(patterns or ())
-        return any(re.search(p, name) for p in several)
+        try:
+            return any(re.search(p, name) for p in several)
+        except re.error as error:
+            raise ValueError(
+                f"expected regular expressions as include and exclude, got {patterns!r}: {error}"
+            ) from None
 
     chosen = [
         t for t in tensors if (include is None or matches(include, t.name)) and not matches(exclude, t.name)
