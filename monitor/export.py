@@ -6,12 +6,18 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .derive import COMMON, EXTRA
 from .errors import RunError
 from .run import Run
+from .schema import KINDS
 
 SUFFIXES = (".parquet", ".csv")
+#: Whole numbers that are empty for some kinds, and text.
+WHOLE = ("units", "active_units", "lost", "samples", "sign_flips")
+TEXT = ("tensor", "kind", "state", "stage")
 
 
 def tidy(run: Run) -> pd.DataFrame:
@@ -20,26 +26,14 @@ def tidy(run: Run) -> pd.DataFrame:
 
     Columns that do not apply to a kind are empty there.
     """
-    frames = []
-    for kind in ("initial_weight", "weight", "gradient", "update", "activation"):
-        frame = run.stats(kind).assign(kind=kind)
-        if kind == "weight":
-            frame = frame.merge(
-                run.drift()[["step", "tensor", "relative_l2", "cosine", "sign_flips"]],
-                "left",
-                ["step", "tensor"],
-            )
-        frames.append(frame)
-    extra = [c for columns in EXTRA.values() for c in columns]
-    columns = list(
-        dict.fromkeys(["step", "tensor", "kind", *COMMON, *extra, "relative_l2", "cosine", "sign_flips"])
-    )
-    filled = [f.reindex(columns=columns) for f in frames if len(f)]
-    if not filled:
-        return pd.DataFrame(columns=columns)
-    return pd.concat(
-        [f.astype({c: "object" for c in columns if f[c].isna().all()}) for f in filled], ignore_index=True
-    ).infer_objects()
+    frames = [run.stats(kind).assign(kind=kind) for kind in KINDS if kind != "drift"]
+    tidied = pd.concat([f for f in frames if len(f)] or frames, ignore_index=True)
+    drift = run.drift()[["step", "tensor", "relative_l2", "cosine", "sign_flips"]].assign(kind="weight")
+    tidied = tidied.merge(drift, "left", ["step", "tensor", "kind"])
+    extra = [column for columns in EXTRA.values() for column in columns]
+    order = ["step", "tensor", "kind", *COMMON, *extra, "relative_l2", "cosine", "sign_flips"]
+    tidied = tidied.reindex(columns=list(dict.fromkeys(order)))
+    return tidied.astype(dict.fromkeys(WHOLE, "Int64"))
 
 
 def export(run: Run, out: str | Path) -> int:
@@ -64,6 +58,8 @@ def export(run: Run, out: str | Path) -> int:
     if target.suffix == ".csv":
         frame.to_csv(temporary, index=False)
     else:
-        frame.astype({"tensor": "str", "kind": "str"}).to_parquet(temporary, index=False, compression="zstd")
+        table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+        plain = [f.with_type(pa.string()) if f.name in TEXT else f for f in table.schema]
+        pq.write_table(table.cast(pa.schema(plain)), temporary, compression="zstd")
     os.replace(temporary, target)
     return len(frame)

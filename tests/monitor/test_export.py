@@ -111,3 +111,11 @@ def test_an_existing_file_is_replaced_whole_or_not_at_all(
     assert out.read_text() == "old"
     export(run, out)
     assert out.read_text().startswith("step,tensor,kind,")
+
+
+def test_exported_types_are_plain(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    export(run, out)
+    schema = pq.read_schema(out)
+    assert all(schema.field(name).type == pa.string() for name in ("tensor", "kind", "state", "stage"))
+    assert all(schema.field(name).type == pa.int64() for name in ("step", "units", "active_units", "sign_flips"))
