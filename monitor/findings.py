@@ -69,23 +69,65 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "over_clipping": (),
     "over_regularised": (),
     "stale_gradients": (),
-    "learning_rate_too_high": ("data_fault", "bad_init_scale", "loss_scale_collapse", "gradient_underflow", "schedule_fault", "stale_gradients"),
-    "learning_rate_too_low": ("adam_epsilon", "over_clipping", "low_precision_stall", "gradient_underflow", "schedule_fault"),
+    "learning_rate_too_high": (
+        "data_fault",
+        "bad_init_scale",
+        "loss_scale_collapse",
+        "gradient_underflow",
+        "schedule_fault",
+        "stale_gradients",
+    ),
+    "learning_rate_too_low": (
+        "adam_epsilon",
+        "over_clipping",
+        "low_precision_stall",
+        "gradient_underflow",
+        "schedule_fault",
+    ),
     "weight_growth": (
-        "data_fault", "learning_rate_too_high", "gradient_underflow", "schedule_fault", "stale_gradients", "bad_init_scale",
+        "data_fault",
+        "learning_rate_too_high",
+        "gradient_underflow",
+        "schedule_fault",
+        "stale_gradients",
+        "bad_init_scale",
         "loss_spike",
     ),
     "excessive_drift": ("schedule_fault",),
-    "saturated_units": ("data_fault", "bad_init_scale", "learning_rate_too_high", "schedule_fault", "weight_growth"),
+    "saturated_units": (
+        "data_fault",
+        "bad_init_scale",
+        "learning_rate_too_high",
+        "schedule_fault",
+        "weight_growth",
+    ),
     "frozen_parameters": ("low_precision_stall", "schedule_fault", "vanishing_gradients"),
     "dead_units": ("loss_spike", *_BLOWS),
     "unused_parameters": ("dead_units", "gradient_underflow", *_BLOWS),
     "exploding_gradients": ("saturated_units", "loss_spike", *_BLOWS),
-    "vanishing_gradients": ("dead_units", "saturated_units", "symmetric_units", "exploding_gradients", *_BLOWS),
-    "layer_imbalance": ("vanishing_gradients", "exploding_gradients", "saturated_units", "dead_units", *_BLOWS),
+    "vanishing_gradients": (
+        "dead_units",
+        "saturated_units",
+        "symmetric_units",
+        "exploding_gradients",
+        *_BLOWS,
+    ),
+    "layer_imbalance": (
+        "vanishing_gradients",
+        "exploding_gradients",
+        "saturated_units",
+        "dead_units",
+        *_BLOWS,
+    ),
     "attention_collapse": _BLOWS,
     "logit_drift": _BLOWS,
-    "loss_spike": ("bad_init_scale", "gradient_underflow", "learning_rate_too_high", "schedule_fault", "stale_gradients"),
+    "loss_spike": (
+        "bad_init_scale",
+        "gradient_underflow",
+        "learning_rate_too_high",
+        "schedule_fault",
+        "stale_gradients",
+    ),
     "nonfinite": ("loss_scale_collapse", "exploding_gradients", "loss_spike", *_BLOWS),
     "not_learning": _STOPS,
     "overfitting": ("not_learning",),
@@ -138,9 +180,11 @@ def _fold(found: dict[str, Finding], slack: int) -> list[Finding]:
     """Put consequences under their root cause. `slack`: steps by which captures may blur an order in time."""
     parent = {}
     for problem, finding in found.items():
+        # That nothing was learnt dates from step 0 by its nature: any early fault may be the reason.
+        latest = finding.first_step + max(slack, finding.last_step // 10 if problem == "not_learning" else 0)
         for cause in CAUSES.get(problem, ()):
             other = found.get(cause)
-            if other is not None and other.alarm and other.first_step <= finding.first_step + slack:
+            if other is not None and other.alarm and other.first_step <= latest:
                 parent[problem] = cause
                 break
     kept = []

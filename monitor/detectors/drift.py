@@ -27,7 +27,9 @@ def excessive_drift(history: History) -> Finding | None:
     and even the last layer was trained before, the run may simply go on with its own training: a remark.
     """
     limit = history.info.get("drift_limit")
-    names = tuple(n for n in history.names(*MATRICES, "embedding") if history.role(n) != "output" or limit is not None)
+    names = tuple(
+        n for n in history.names(*MATRICES, "embedding") if history.role(n) != "output" or limit is not None
+    )
     drift = history.table("drift", "relative_l2", names)
     if not names or not np.isfinite(drift).any():
         return None
@@ -70,7 +72,9 @@ def _start_of(history: History, course: np.ndarray, threshold: float) -> int:
     return int(history.steps[np.flatnonzero(np.nan_to_num(course) > 0.1 * threshold)[0]])
 
 
-def _pretrained(history: History, names: tuple[str, ...], drift: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+def _pretrained(
+    history: History, names: tuple[str, ...], drift: np.ndarray
+) -> tuple[tuple[str, ...], np.ndarray]:
     """The layers whose reference is a pretrained state."""
     reference = history.info.get("reference")
     if reference not in (None, "start"):

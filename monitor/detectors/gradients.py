@@ -13,7 +13,7 @@ import numpy as np
 
 from ..findings import Finding
 from .history import MATRICES, Floats, History, lasting, nanmedian, persistent
-from .outcome import outcome, smooth
+from .outcome import outcome, smooth, sums_to_zero
 from .registry import Unjudged, detector
 
 #: Leverage of a healthy layer is about 0.1 to 20; a thousand means that a change of 0.1 % doubles the loss.
@@ -82,7 +82,9 @@ def exploding_gradients(history: History) -> Finding | None:
         if outcome(history).points == 0 and history.captures:
             raise Unjudged("no train_loss was logged, and gradients are measured against it")
         return None
-    return _too_much_leverage(history, names, table) or _sudden(history, names) or _uneven(history, names, table)
+    return (
+        _too_much_leverage(history, names, table) or _sudden(history, names) or _uneven(history, names, table)
+    )
 
 
 def _too_much_leverage(history: History, names: tuple[str, ...], table: Floats) -> Finding | None:
@@ -184,7 +186,11 @@ def vanishing_gradients(history: History) -> Finding | None:
         return None
     facts = outcome(history)
     typical = nanmedian(table[hits], axis=0)
-    order = [i for i in np.argsort(np.where(typical > 0, typical, np.inf)) if typical[i] < VANISHING * np.nanmax(typical)]
+    order = [
+        i
+        for i in np.argsort(np.where(typical > 0, typical, np.inf))
+        if typical[i] < VANISHING * np.nanmax(typical)
+    ]
     if not facts.stalled and not (_barely_move(history, names, order) and lasting(hits) is not None):
         return None
     value = float(np.nanmedian(ratio[hits]))
@@ -196,7 +202,11 @@ def vanishing_gradients(history: History) -> Finding | None:
         first=history.steps[begin],
         last=history.steps[np.flatnonzero(hits)[-1]],
         layers=[names[i] for i in order],
-        evidence={"first_over_last": value, "threshold": VANISHING, "trend": float(np.nanmedian(trend[hits]))},
+        evidence={
+            "first_over_last": value,
+            "threshold": VANISHING,
+            "trend": float(np.nanmedian(trend[hits])),
+        },
         advice="Use ReLU or GELU instead of sigmoid or tanh, residual connections or normalisation layers, and He or Xavier "
         "initialisation.",
         confidence=0.95 if facts.stalled else 0.7,
@@ -216,17 +226,11 @@ def softmax_bias(history: History) -> str | None:
 
     That gradient is the batch mean of prediction - label: it sums to zero over at least three classes.
     """
-    name = history.output
+    name, table = history.output, history.tensors
     if name is None:
         return None
-    table = history.tensors
-    module = table.at[name, "module"]
-    bias = next((n for n in history.names("bias") if table.at[n, "module"] == module and table.at[n, "elements"] >= 3), None)
-    if bias is None:
-        return None
-    mean, rms = (history.table("gradient", column, (bias,))[:, 0] for column in ("mean", "rms"))
-    known = np.nan_to_num(rms) > 0
-    return bias if known.sum() >= 3 and np.median(np.abs(mean[known]) / rms[known]) < 1e-3 else None
+    biases = [n for n in history.names("bias") if table.at[n, "module"] == table.at[name, "module"]]
+    return next((n for n in biases if table.at[n, "elements"] >= 3 and sums_to_zero(history, n)), None)
 
 
 @detector("stale_gradients")
@@ -241,7 +245,9 @@ def stale_gradients(history: History) -> Finding | None:
     if bias is None or history.captures < 5:
         return None
     size = np.nanmax(
-        np.abs(np.hstack([history.table("gradient", column, (bias,)) for column in ("min", "max")])), axis=1, initial=0.0
+        np.abs(np.hstack([history.table("gradient", column, (bias,)) for column in ("min", "max")])),
+        axis=1,
+        initial=0.0,
     )
     outside = size > 1.05
     begin = persistent(outside)
@@ -255,7 +261,11 @@ def stale_gradients(history: History) -> Finding | None:
         f"Gradients pile up over the steps: that of {bias} reaches {size.max():.3g}, where one batch can give at most 1, and "
         f"{facts.words()}.",
         first=history.steps[min(first, begin)],
-        evidence={"bias_gradient": float(size.max()), "threshold": 1.05, "share_of_captures": float(outside.mean())},
+        evidence={
+            "bias_gradient": float(size.max()),
+            "threshold": 1.05,
+            "share_of_captures": float(outside.mean()),
+        },
         advice="Call optimizer.zero_grad() once per step; when accumulating, divide the loss by the number of micro-batches.",
         confidence=0.9,
     )

@@ -102,7 +102,10 @@ class Arrays:
         return self._frame("drift")
 
     def _frame(self, kind: str) -> pd.DataFrame:
-        frames = [pd.DataFrame(dict(columns)).assign(tensor=name) for name, columns in self.rows.get(kind, {}).items()]
+        frames = [
+            pd.DataFrame(dict(columns)).assign(tensor=name)
+            for name, columns in self.rows.get(kind, {}).items()
+        ]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", "tensor"])
 
     def activity(self, kind: str, tensor: str) -> tuple[Ints, Bools]:
@@ -230,7 +233,7 @@ class History:
         for kind in ("gradient", "weight"):
             frame = self.frame(kind)
             if "skipped" in frame and not frame.empty:
-                steps = frame.loc[frame["skipped"].astype(bool), "step"].to_numpy(np.int64)
+                steps = frame.loc[frame["skipped"].eq(True), "step"].to_numpy(np.int64)
                 out |= np.isin(self.steps, steps)
         return out
 
@@ -256,7 +259,9 @@ class History:
         steps, values = frame["step"].to_numpy(np.int64), frame["value"].to_numpy(np.float64)
         unique, index = np.unique(steps, return_inverse=True)
         # A plain mean, not pandas': one NaN among the values of a step must show.
-        return Series(unique, np.bincount(index, values, unique.size) / np.bincount(index, minlength=unique.size))
+        return Series(
+            unique, np.bincount(index, values, unique.size) / np.bincount(index, minlength=unique.size)
+        )
 
     @property
     def train_loss(self) -> Series:

@@ -25,7 +25,7 @@ def not_learning(history: History) -> Finding | None:
 
     The training loss has fallen by less than 5 % (TheDeepChecker), or is still at log(classes); or the validation loss never
     got below the trivial level while training went on (labels or validation data that do not fit the inputs). At least 20
-    losses over 100 steps. Told apart: a model that starts well below the trivial level (fine-tuning), several optimizers (the
+    losses over 100 steps. Told apart: a validation loss that still improves, a model that starts well below the trivial level (fine-tuning), several optimizers (the
     losses of a GAN or an actor-critic need not fall), losses that change sign, a warm-up that has just ended.
     """
     facts = outcome(history)
@@ -34,6 +34,8 @@ def not_learning(history: History) -> Finding | None:
     if _warming_up(history):
         return None
     level = facts.trivial if math.isfinite(facts.trivial) else facts.initial
+    if _validation_improves(history):
+        return None
     if facts.stalled or (facts.diverged and facts.end > facts.initial - STALLED * abs(facts.initial)):
         return history.finding(
             "not_learning",
@@ -45,6 +47,15 @@ def not_learning(history: History) -> Finding | None:
             confidence=0.8,
         )
     return _memorises(history, level)
+
+
+def _validation_improves(history: History) -> bool:
+    """The validation loss fell by 2 % from its first third to its last: a little is learnt below much noise."""
+    values = finite(history.val_loss).value
+    if values.size < 6 or (values <= 0).any():
+        return False
+    third = values.size // 3
+    return bool(np.median(values[-third:]) < 0.98 * np.median(values[:third]) and values[-1] < values[0])
 
 
 def _trivial_words(trivial: float) -> str:
@@ -123,7 +134,11 @@ def overfitting(history: History) -> Finding | None:
         f"val_loss turned back at step {steps[best]} ({course[best]:.4g}) and is {rise:.0%} higher now ({end:.4g}), while "
         f"{_training_words(facts.points, facts.end)}.",
         first=steps[best],
-        evidence={"generalisation_loss": 100 * rise, "threshold": GENERALISATION_LOSS, "evaluations_since_best": since},
+        evidence={
+            "generalisation_loss": 100 * rise,
+            "threshold": GENERALISATION_LOSS,
+            "evaluations_since_best": since,
+        },
         advice=f"Keep the weights of about step {steps[best]} (early stopping); add weight decay, dropout, augmentation or data.",
         confidence=0.9,
     )
@@ -168,7 +183,9 @@ def loss_spike(history: History) -> Finding | None:
         middle = float(np.median(window))
         spread = max(1.4826 * float(np.median(np.abs(window - middle))), 0.02)
         z = (logs[at] - middle) / spread
-        lost = series.value[at] - best[at - 1] > 0.5 * max(facts.initial - best[at - 1], 0.1 * abs(facts.initial))
+        lost = series.value[at] - best[at - 1] > 0.5 * max(
+            facts.initial - best[at - 1], 0.1 * abs(facts.initial)
+        )
         if z > SPIKE and lost:
             return _spike(history, series, at, z)
     return None
@@ -179,7 +196,8 @@ def _spike(history: History, series: Series, at: int, z: float) -> Finding:
     before = float(np.median(series.value[max(0, at - 20) : at]))
     height = float(series.value[at : at + 5].max())
     after = series.value[at + 10 : at + 50]
-    recovered = after.size > 0 and bool(np.median(after) < before + 0.1 * (height - before))
+    progress = max(facts.initial - before, 0.1 * abs(facts.initial))
+    recovered = after.size > 0 and bool(np.median(after) < before + 0.3 * progress)
     harmless = recovered and height < facts.initial
     return history.finding(
         "loss_spike",
@@ -225,7 +243,11 @@ def regression(history: History) -> Finding | None:
         f"{pick} ends at {mine[-1]:.4g}, where {len(others)} earlier runs had {middle[-1]:.4g}; it has been worse since step "
         f"{own.step[begin]}.",
         first=own.step[begin],
-        evidence={"value": float(mine[-1]), "baseline": float(middle[-1]), "threshold": float((middle + margin)[-1])},
+        evidence={
+            "value": float(mine[-1]),
+            "baseline": float(middle[-1]),
+            "threshold": float((middle + margin)[-1]),
+        },
         advice="Compare code, data, configuration and library versions with the earlier runs.",
         confidence=0.9 if len(others) >= 3 else 0.6,
     )

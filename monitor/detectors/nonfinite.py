@@ -44,7 +44,11 @@ def nonfinite(history: History) -> Finding | None:
         f"NaN or infinite numbers appear in {where} at step {first}{at}.",
         first=first,
         layers=layers,
-        evidence={"first_step": first, "tensors": int((weights | gradients).any(axis=0).sum()), "threshold": 0},
+        evidence={
+            "first_step": first,
+            "tensors": int((weights | gradients).any(axis=0).sum()),
+            "threshold": 0,
+        },
         advice=_advice(from_input),
         confidence=1.0,
     )

@@ -104,16 +104,28 @@ def _outcome(history: History) -> Outcome:
 
 
 def trivial_loss(history: History, initial: tuple[float, ...], end: float) -> float:
-    """log(classes) when the first losses are within a third of it, or the last ones within a few percent.
+    """log(classes) when the loss looks like a softmax cross-entropy, else NaN.
 
-    A fresh classifier starts near log(classes), whatever the data (TheDeepChecker's test of the first loss).
+    It does when the output's gradient sums to zero over the classes, or when the first losses are within a third of
+    log(classes) (TheDeepChecker's test: a fresh classifier starts there), or the last ones within a few percent.
     """
     classes = _classes(history)
     if classes < 2:
         return math.nan
     level = math.log(classes)
-    near = min(abs(first - level) for first in initial) <= 0.35 * level or abs(end - level) <= AT_TRIVIAL * level
+    if initial[-1] <= 1.35 * level and history.output and sums_to_zero(history, history.output):
+        return level
+    near = (
+        min(abs(first - level) for first in initial) <= 0.35 * level or abs(end - level) <= AT_TRIVIAL * level
+    )
     return level if near else math.nan
+
+
+def sums_to_zero(history: History, tensor: str) -> bool:
+    """The tensor's gradient sums to zero at the typical capture, as prediction - label does over the classes."""
+    mean, rms = (history.table("gradient", column, (tensor,))[:, 0] for column in ("mean", "rms"))
+    known = np.nan_to_num(rms) > 0
+    return bool(known.sum() >= 3 and np.median(np.abs(mean[known]) / rms[known]) < 1e-3)
 
 
 def _classes(history: History) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..findings import Finding
+from .drift import trained_modules
 from .history import MATRICES, History
 from .outcome import outcome
 from .registry import detector
@@ -34,7 +35,9 @@ def unused_parameters(history: History) -> Finding | None:
     none = enough & ((states == "unused") | ~known).all(axis=0)
     zero = enough & ((states == "zero_gradient") | (states == "unused") | ~known).all(axis=0) & ~none
     dead_modules = {
-        history.tensors.at[n, "module"] for n, z in zip(names, zero, strict=True) if z and history.role(n) in (*MATRICES, "embedding")
+        history.tensors.at[n, "module"]
+        for n, z in zip(names, zero, strict=True)
+        if z and history.role(n) in (*MATRICES, "embedding")
     }
     chosen = [
         n for n, unused, z in zip(names, none, zero, strict=True)
@@ -68,21 +71,22 @@ def frozen_parameters(history: History) -> Finding | None:
 
     Either in no optimizer's param groups, or in one and left bit for bit unchanged at every capture (SageMaker Debugger's
     UnchangedTensor, on bits instead of a tolerance, which misfires at small learning rates). Told apart:
-    requires_grad=False, a group whose learning rate is 0, a gradient of exactly zero, half-precision weights whose
-    updates rounding swallows (`low_precision_stall`), and a head trained alone on a fixed body (a remark).
+    requires_grad=False, a group whose learning rate is 0, a gradient of exactly zero or of rounding noise (a bias before a
+    normalisation), half-precision weights whose updates rounding swallows (`low_precision_stall`), and a head trained alone
+    on a pretrained body (a remark).
     """
     names = history.names()
     if not names or history.captures < LEAST_CAPTURES:
         return None
     states = history.states(names)
-    outside = _outside(history, names, states)
+    alone = _alone(states)
+    outside = alone & (np.nan_to_num(history.table("gradient", "norm", names) > 0).mean(axis=0) > 0.5)
     stuck = _stuck(history, names, states)
     chosen = [n for n, hit in zip(names, outside | stuck, strict=True) if hit]
     if not chosen:
         return None
     elements = history.tensors["elements"].astype(float)
-    moving = [n for n, hit in zip(names, outside | stuck, strict=True) if not hit]
-    only_head = bool(outside.any()) and _only_the_last_moves(history, names, chosen, moving)
+    only_head = bool(outside.any()) and _head_on_pretrained_body(history, names, alone)
     facts = outcome(history)
     share = float(elements[chosen].sum() / elements[list(names)].sum())
     chosen.sort(key=lambda n: -elements[n])
@@ -100,12 +104,10 @@ def frozen_parameters(history: History) -> Finding | None:
     )
 
 
-def _outside(history: History, names: tuple[str, ...], states: np.ndarray) -> np.ndarray:
-    """In no optimizer at any capture, with a nonzero gradient at most of them."""
+def _alone(states: np.ndarray) -> np.ndarray:
+    """In no optimizer at any capture."""
     known = states != None  # noqa: E711 - elementwise
-    never = ((states == "no_optimizer") | ~known).all(axis=0) & (known.sum(axis=0) >= LEAST_CAPTURES)
-    reached = np.nan_to_num(history.table("gradient", "norm", names)) > 0
-    return never & (reached.mean(axis=0) > 0.5)
+    return ((states == "no_optimizer") | ~known).all(axis=0) & (known.sum(axis=0) >= LEAST_CAPTURES)
 
 
 def _stuck(history: History, names: tuple[str, ...], states: np.ndarray) -> np.ndarray:
@@ -116,12 +118,17 @@ def _stuck(history: History, names: tuple[str, ...], states: np.ndarray) -> np.n
     reached &= ~history.skipped[:, None]
     full = ~history.tensors["dtype"].reindex(list(names)).isin(["float16", "bfloat16"]).to_numpy(bool)
     relevant = reached & ~np.isnan(counts)
-    return full & (relevant.sum(axis=0) >= LEAST_CAPTURES) & (unmoved | ~relevant).all(axis=0)
+    stuck = full & (relevant.sum(axis=0) >= LEAST_CAPTURES) & (unmoved | ~relevant).all(axis=0)
+    modules = history.tensors["module"].reindex(list(names)).to_numpy(object)
+    weights = np.array([history.role(n) != "bias" for n in names])
+    return stuck & np.isin(modules, modules[stuck & weights])
 
 
-def _only_the_last_moves(history: History, names: tuple[str, ...], chosen: list[str], moving: list[str]) -> bool:
-    """Everything before some layer stands still, and everything from there on moves: a head on a fixed body."""
-    if not moving:
+def _head_on_pretrained_body(history: History, names: tuple[str, ...], alone: np.ndarray) -> bool:
+    """Everything up to some layer is in no optimizer and comes from a training; everything behind it is optimized."""
+    depth = history.tensors["depth"].reindex(list(names)).to_numpy()
+    if alone.all() or alone.sum() <= (~alone).sum() or depth[alone].max() > depth[~alone].min():
         return False
-    depth = history.tensors["depth"]
-    return len(chosen) > len(moving) and max(depth[chosen]) < min(depth[moving])
+    body = {history.tensors.at[n, "module"] for n, out in zip(names, alone, strict=True) if out}
+    judged = [trained for module, trained in trained_modules(history).items() if module in body]
+    return bool(judged) and float(np.mean(judged)) >= 0.5

@@ -22,7 +22,8 @@ def low_precision_stall(history: History) -> Finding | None:
     """Half-precision weights that stand still because rounding swallows their updates.
 
     More than half of the elements of a float16 or bfloat16 matrix keep their bits in the typical captured step although
-    their gradient is not zero (bfloat16 has 8 bits: an update below 1/256 of the weight is lost).
+    their gradient is not zero (bfloat16 has 8 bits: an update below 1/256 of the weight is lost). Told apart: autocast, whose
+    weights are float32, and elements that received no gradient.
     """
     table = history.tensors
     half = table.index[table["dtype"].isin(["float16", "bfloat16"])]
@@ -85,7 +86,11 @@ def gradient_underflow(history: History) -> Finding | None:
         f"gradients underflow in half precision, and {facts.words()}.",
         first=history.steps[0],
         layers=[names[i] for i in order if share[i] >= 0.25],
-        evidence={"zero_share": float(share[order[0]]), "largest_gradient": float(np.nanmax(size)), "threshold": 0.25},
+        evidence={
+            "zero_share": float(share[order[0]]),
+            "largest_gradient": float(np.nanmax(size)),
+            "threshold": 0.25,
+        },
         advice="Use torch.amp.GradScaler or bfloat16, and do not divide the loss by large numbers.",
         confidence=0.8,
     )
@@ -105,13 +110,22 @@ def loss_scale_collapse(history: History) -> Finding | None:
     often = skipped.size >= 10 and skipped.mean() > 0.2
     if not low and not often:
         return None
-    first = int(frame["step"].iloc[int(np.argmax(scale <= 1.0))]) if low and frame is not None else int(history.steps[0])
-    what = f"fell to {scale[-1]:.3g}" if low else f"made {skipped.mean():.0%} of the captured steps be skipped"
+    first = (
+        int(frame["step"].iloc[int(np.argmax(scale <= 1.0))])
+        if low and frame is not None
+        else int(history.steps[0])
+    )
+    what = (
+        f"fell to {scale[-1]:.3g}" if low else f"made {skipped.mean():.0%} of the captured steps be skipped"
+    )
     return history.finding(
         "loss_scale_collapse",
         "critical",
         f"The loss scale {what}: gradients overflow at any scale, and hardly any step is taken.",
         first=first,
-        evidence={"loss_scale": float(scale[-1]) if scale.size else 0.0, "skipped_share": float(skipped.mean() if skipped.size else 0)},
+        evidence={
+            "loss_scale": float(scale[-1]) if scale.size else 0.0,
+            "skipped_share": float(skipped.mean() if skipped.size else 0),
+        },
         advice="Look for activations beyond 65504 (inputs that are not normalised, attention logits); use bfloat16.",
     )

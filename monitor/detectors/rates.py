@@ -148,7 +148,12 @@ def learning_rate_too_low(history: History) -> Finding | None:
         f"Steps are too small: the typical weight changes by {value:.2g} of its size per step, and the loss only went from "
         f"{facts.initial:.4g} to {facts.end:.4g} in {history.last_step + 1} steps.",
         first=history.steps[0],
-        evidence={"update_ratio": value, "threshold": SMALL_UPDATE, "loss_start": facts.initial, "loss_end": facts.end},
+        evidence={
+            "update_ratio": value,
+            "threshold": SMALL_UPDATE,
+            "loss_start": facts.initial,
+            "loss_end": facts.end,
+        },
         advice="Multiply the learning rate by 10, or find it with a range test.",
         confidence=0.9,
     )
@@ -163,7 +168,8 @@ def schedule_fault(history: History) -> Finding | None:
     """A learning rate that jumps far above all that came before, or stays at zero before the end.
 
     A rise by more than 10 times in one step to more than twice the highest rate so far (a warm restart returns to it); or a
-    rate of at most 1e-6 of the highest over the last tenth of the run and more (at least 20 steps).
+    rate of at most 1e-6 of the highest over the last tenth of the run and more (at least 20 steps). Told apart: warm-up,
+    warm restarts, decay that reaches zero at the end.
     """
     rate = largest_rate(history)
     if rate.step.size < 2:
@@ -206,9 +212,9 @@ def schedule_fault(history: History) -> Finding | None:
 def over_clipping(history: History) -> Finding | None:
     """Gradient clipping that takes away nine tenths of the gradient all the time, in a training that gets nowhere.
 
-    The median ratio of the norm after and before clipping is below 0.1 after the first fifth of the run. Clipping this hard
-    is harmless with Adam, which rescales gradients, and an intended normalisation elsewhere: only a loss that fell by less
-    than a tenth makes it an alarm.
+    The median ratio of the norm after and before clipping is below 0.1 after the first fifth of the run. Told apart: clipping
+    this hard is harmless with Adam, which rescales gradients, and an intended normalisation elsewhere; only a loss that fell
+    by less than a tenth makes it an alarm.
     """
     steps, ratio = history.scalar("clip_ratio")
     late = ratio[steps >= 0.2 * history.last_step] if steps.size else ratio
@@ -233,7 +239,8 @@ def adam_epsilon(history: History) -> Finding | None:
     """Adam's eps is larger than the gradients, so that it shrinks the steps instead of guarding a division.
 
     eps is above 3 times the root mean square gradient of most matrices in the first half of the run, and the loss has fallen
-    by less than half (small-scale proxies, arXiv 2309.14322: updates die when RMS(g) falls to eps).
+    by less than half (small-scale proxies, arXiv 2309.14322: updates die when RMS(g) falls to eps). Told apart: gradients that
+    fall to eps late, in a training that has learnt.
     """
     values = [
         float(g["eps"]) for o in history.info.get("optimizers") or [] if "adam" in str(o.get("class", "")).lower()
@@ -277,11 +284,15 @@ def layer_imbalance(history: History) -> Finding | None:
     if known.size < 2:
         return None
     with np.errstate(all="ignore"):
-        spread = np.nanmax(np.nan_to_num(ratio[:, known]), axis=1) / np.nanmin(np.where(ratio[:, known] > 0, ratio[:, known], np.inf), axis=1)
+        spread = np.nanmax(np.nan_to_num(ratio[:, known]), axis=1) / np.nanmin(
+            np.where(ratio[:, known] > 0, ratio[:, known], np.inf), axis=1
+        )
     if usual[known].max() < IMBALANCE * usual[known].min() or np.mean(spread > IMBALANCE) < 0.5:
         return None
     value = float(usual[known].max() / usual[known].min())
-    slow = [i for i in known[np.argsort(usual[known])] if usual[i] * math.sqrt(IMBALANCE) < usual[known].max()]
+    slow = [
+        i for i in known[np.argsort(usual[known])] if usual[i] * math.sqrt(IMBALANCE) < usual[known].max()
+    ]
     return history.finding(
         "layer_imbalance",
         "warning",

@@ -15,7 +15,17 @@ Detector = Callable[[History], Finding | None]
 #: Distributions name their own detectors in this entry point group; each entry is a module to import, or a function.
 GROUP = "layerwatch.detectors"
 
-_FAMILIES = ("nonfinite", "gradients", "units", "parameters", "rates", "precision", "scales", "losses", "drift")
+_FAMILIES = (
+    "nonfinite",
+    "gradients",
+    "units",
+    "parameters",
+    "rates",
+    "precision",
+    "scales",
+    "losses",
+    "drift",
+)
 _table: dict[tuple[str, str], tuple[str, Detector]] = {}
 
 
@@ -52,5 +62,7 @@ def _load_plugins() -> tuple[str, ...]:
         try:
             entry.load()
         except Exception as error:  # a broken plug-in of somebody else must not take the detectors away
-            notes.append(f"the detectors of {entry.value!r} could not be loaded: {type(error).__name__}: {error}")
+            notes.append(
+                f"the detectors of {entry.value!r} could not be loaded: {type(error).__name__}: {error}"
+            )
     return tuple(notes)

@@ -27,6 +27,8 @@ def input_size(history: History) -> tuple[str | None, Floats]:
     """
     depth = history.tensors["depth"]
     embedded = history.names("embedding")
+    if not history.captures:
+        return None, np.empty(0)
     for name in history.names(*MATRICES):
         module = history.tensors.at[name, "module"]
         shape = history.tensors.at[name, "shape"]
@@ -35,12 +37,19 @@ def input_size(history: History) -> tuple[str | None, Floats]:
         if any(depth[e] < depth[name] for e in embedded):
             return None, np.full(history.captures, np.nan)
         weight = history.table("weight", "rms", (name,))[:, 0].copy()
-        weight[1:], weight[0] = weight[:-1].copy(), history.initial("rms", (name,))[0]  # the forward pass came before the step
+        weight[1:], weight[0] = (
+            weight[:-1].copy(),
+            history.initial("rms", (name,))[0],
+        )  # the forward pass came before the step
         with np.errstate(divide="ignore", invalid="ignore"):
             moved, ratio = (history.table("update", column, (name,))[:, 0] for column in ("rms", "ratio"))
-            before = np.where(ratio > 0, moved / ratio, weight)  # exact; the capture before may be many steps ago
+            before = np.where(
+                ratio > 0, moved / ratio, weight
+            )  # exact; the capture before may be many steps ago
             weight = np.where(np.isfinite(before), before, weight)
-            size = history.table("activation", "rms", (module,))[:, 0] / (weight * math.sqrt(math.prod(shape[1:])))
+            size = history.table("activation", "rms", (module,))[:, 0] / (
+                weight * math.sqrt(math.prod(shape[1:]))
+            )
         return module, size
     return None, np.full(history.captures, np.nan)
 
@@ -91,7 +100,12 @@ def bad_init_scale(history: History) -> Finding | None:
         f"{facts.initial:.4g}; the largest is {names[order[0]]} with a gain of {gain[order[0]]:.3g}.",
         first=history.steps[0],
         layers=[names[i] for i in order if gain[i] > 2],
-        evidence={"first_output": size, "threshold": LARGE_OUTPUT, "loss_start": facts.initial, "gain": float(gain[order[0]])},
+        evidence={
+            "first_output": size,
+            "threshold": LARGE_OUTPUT,
+            "loss_start": facts.initial,
+            "gain": float(gain[order[0]]),
+        },
         advice="Use He initialisation (ReLU) or Xavier (tanh), a gain of about 1 to 1.4; scale residual branches by 1/sqrt(2 depth).",
         confidence=0.85,
     )
@@ -167,7 +181,9 @@ def _sorted_batches(history: History) -> Finding | None:
         return None
     samples = nanmedian(history.table("activation", "samples", (history.tensors.at[bias, "module"],)))
     lowest = np.nan_to_num(history.table("gradient", "min", (bias,))[:, 0])
-    if samples < 16 or lowest.min() < -1.05:  # chance in small batches; gradients that are no mean over a batch
+    if (
+        samples < 16 or lowest.min() < -1.05
+    ):  # chance in small batches; gradients that are no mean over a batch
         return None
     surprise = lowest < -0.5
     half = history.captures // 2
@@ -222,6 +238,7 @@ def over_regularised(history: History) -> Finding | None:
 
     For L2 penalties in the gradient (not AdamW's): decay x |w| is at least 0.3 of |g| in most matrices over the second half of
     the run, the weights have shrunk (median below 0.7 of their first size), and the loss is still above 40 % of its start.
+    Told apart: strong decay in a training that succeeds, and decay that is all that moves a layer (no gradient arrives).
     """
     facts = outcome(history)
     names = history.names(*MATRICES)
@@ -229,7 +246,14 @@ def over_regularised(history: History) -> Finding | None:
         float(g["weight_decay"]) for o in history.info.get("optimizers") or [] if str(o.get("class")) != "AdamW"
         for g in o.get("groups", []) if isinstance(g.get("weight_decay"), int | float)
     ]  # fmt: skip
-    if not decay or not max(decay) > 0 or not names or facts.points < 20 or facts.diverged or history.captures < 8:
+    if (
+        not decay
+        or not max(decay) > 0
+        or not names
+        or facts.points < 20
+        or facts.diverged
+        or history.captures < 8
+    ):
         return None
     half = history.captures // 2
     gradient = nanmedian(history.table("gradient", "norm", names)[half:], axis=0)
@@ -238,7 +262,11 @@ def over_regularised(history: History) -> Finding | None:
         ratio = max(decay) * weight / gradient
         shrunk = weight / history.initial("norm", names)
     pulled = np.nan_to_num(ratio, posinf=0.0)  # no gradient at all is another problem
-    if np.mean((pulled > 0.3) & (pulled < 10)) < 0.6 or not nanmedian(shrunk) < 0.7 or facts.end < 0.4 * facts.initial:
+    if (
+        np.mean((pulled > 0.3) & (pulled < 10)) < 0.6
+        or not nanmedian(shrunk) < 0.7
+        or facts.end < 0.4 * facts.initial
+    ):
         return None
     return history.finding(
         "over_regularised",
@@ -246,7 +274,11 @@ def over_regularised(history: History) -> Finding | None:
         f"Weight decay {max(decay):.3g} pulls with {nanmedian(ratio):.2g} of the strength of the gradient: the weights shrank to "
         f"{nanmedian(shrunk):.2g} of their first size, and the loss is still {facts.end:.4g} (start {facts.initial:.4g}).",
         first=history.steps[0],
-        evidence={"decay_over_gradient": float(nanmedian(ratio)), "threshold": 0.3, "weights": float(nanmedian(shrunk))},
+        evidence={
+            "decay_over_gradient": float(nanmedian(ratio)),
+            "threshold": 0.3,
+            "weights": float(nanmedian(shrunk)),
+        },
         advice="Divide the weight decay by 10.",
         confidence=0.75,
     )

@@ -25,6 +25,7 @@ def dead_units(history: History) -> Finding | None:
     captures and 512 samples, taken together: a sparse layer, whose units fire for some samples, is not dead. Without:
     rows of a matrix whose gradient is exactly zero at every one of those captures, while the layer after it does receive
     gradient; weaker evidence, because other things silence a row. `first_step` is where the dead half fell silent.
+    Told apart: sparse layers, activation functions without an exact zero (GELU, LeakyReLU), a layer that is cut off.
     """
     if history.captures < LEAST_CAPTURES:
         return None
@@ -49,7 +50,9 @@ def _dead_finding(history: History, worst: dict[str, tuple[float, int]], by_rows
     # All layers behind a dead one look dead as well once nothing reaches them: the earliest began it.
     order = sorted(worst, key=lambda m: (worst[m][1], -worst[m][0]))
     share, step = worst[order[0]]
-    weaker = " (judged by gradient rows that are always zero: activations were not captured)" if by_rows else ""
+    weaker = (
+        " (judged by gradient rows that are always zero: activations were not captured)" if by_rows else ""
+    )
     return history.finding(
         "dead_units",
         "critical" if facts.bad else "warning",
@@ -70,7 +73,11 @@ def _silent(history: History, kind: str, name: str) -> tuple[float, int] | None:
     # Most layers are alive, which the last count of active units shows without reading which units they were.
     units, alive = (history.table(kind, column, (name,))[:, 0] for column in ("units", "active_units"))
     seen = np.flatnonzero(np.isfinite(alive))
-    if seen.size >= LEAST_CAPTURES and units[seen[-1]] >= 4 and alive[seen[-1]] > (1 - DEAD) * units[seen[-1]]:
+    if (
+        seen.size >= LEAST_CAPTURES
+        and units[seen[-1]] >= 4
+        and alive[seen[-1]] > (1 - DEAD) * units[seen[-1]]
+    ):
         return float(1 - alive[seen[-1]] / units[seen[-1]]), int(history.steps[seen[-1]])
     steps, active = history.source.activity(kind, name)
     if steps.size < LEAST_CAPTURES or active.shape[1] < 4:
@@ -111,7 +118,9 @@ def _silent_rows(history: History) -> dict[str, tuple[float, int]]:
 
 def _bias_alive_after(history: History, name: str) -> bool:
     """Some parameter defined after this matrix receives gradient: the layer is dead rather than cut off."""
-    later = tuple(n for n in history.names() if history.tensors.at[n, "depth"] > history.tensors.at[name, "depth"] + 1)
+    later = tuple(
+        n for n in history.names() if history.tensors.at[n, "depth"] > history.tensors.at[name, "depth"] + 1
+    )
     norms = history.table("gradient", "norm", later)[-LEAST_CAPTURES:]
     return bool((np.nan_to_num(norms) > 0).any())
 
@@ -148,7 +157,11 @@ def symmetric_units(history: History) -> Finding | None:
         f"and {facts.words()}.",
         first=history.steps[0],
         layers=layers,
-        evidence={"relative_spread": float(nanmedian(relative[:, copies])), "threshold": SAME, "layers": len(layers)},
+        evidence={
+            "relative_spread": float(nanmedian(relative[:, copies])),
+            "threshold": SAME,
+            "layers": len(layers),
+        },
         advice="Initialise the weights at random (the default of torch.nn), not with a constant.",
         confidence=0.95,
     )
