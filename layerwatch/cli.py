@@ -191,6 +191,8 @@ def _open(path: str) -> Run:
 
 
 def _runs(options: argparse.Namespace) -> int:
+    from rich.markup import escape
+
     from .monitor import scan_runs
 
     runs, broken = scan_runs(options.dir)
@@ -202,8 +204,10 @@ def _runs(options: argparse.Namespace) -> int:
         age = _age(time.time() - float(run.info.get("created") or 0))
         losses = [_latest(run, name) for name in ("train_loss", "val_loss")]
         name = os.path.relpath(run.path, options.dir)
-        table.add_row(run.name if name == "." else name, health, state, str(run.last_step), age, *losses)
-    _say(table if runs else f"No runs below {options.dir}.")
+        table.add_row(
+            escape(run.name if name == "." else name), health, state, str(run.last_step), age, *losses
+        )
+    _say(table if runs else escape(f"No runs below {options.dir}."))
     for folder, problem in broken.items():
         print(f"{folder}: {problem}", file=sys.stderr)
     return 0
