@@ -75,7 +75,9 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 8050) -> None:
     """
     import waitress
 
-    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
+    listener = socket.create_server(
+        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128
+    )
     app = create_app(root, host)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of plots is ordinary
     shown = f"[{host}]" if ":" in host else host
@@ -97,15 +99,24 @@ def _shell() -> dmc.MantineProvider:
         dcc.Store(id="url"),  # where the browser is: {"path", "search", "count"}
         dcc.Store(id="page", data={}),  # the page that is open: {"page", "run", "defaults"}
         dcc.Store(id="pulse", data=""),  # changes when the run grew
+        dcc.Store(id="verdict", data=""),  # changes when the detectors said something new
         dcc.Store(id="screen", data=screen),
         dcc.Store(id="written"),
         dcc.Store(id="clicked"),
     ]
     tools = html.Div(
         [
-            html.Button("Live", id="live-button", className="pill", title="Click to pause or resume updates"),
-            html.Button("Copy link", id="copy-link", className="pill", title="Copy the address of exactly this view"),
-            html.Button("◐", id="theme-button", className="icon-button", title="Dark or light", **{"aria-label": "theme"}),  # pyright: ignore[reportArgumentType]
+            html.Button("…", id="live-button", className="pill", title="Click to pause or resume updates"),
+            html.Button(
+                "Copy link", id="copy-link", className="pill", title="Copy the address of exactly this view"
+            ),
+            html.Button(
+                "◐",
+                id="theme-button",
+                className="icon-button",
+                title="Dark or light",
+                **{"aria-label": "theme"},
+            ),  # pyright: ignore[reportArgumentType]
         ],
         className="head-tools",
     )
@@ -129,8 +140,7 @@ def _shell() -> dmc.MantineProvider:
 
 def _navigation(library: Library, view: View) -> list[Any]:
     """Links of the selected run; on the Runs page those of the newest one."""
-    names = list(library.runs())
-    run = view.run if view.run in names else next(iter(names), "")
+    names, run = list(library.runs()), _nav_run(library, view)
     brand = html.Div([html.Span(className="mark"), "layerwatch"], className="brand")
     items = [html.A("Runs", href="/", className=_active(view.page == "runs"))]
     for slug, word in RUN_PAGES.items():
@@ -144,10 +154,16 @@ def _navigation(library: Library, view: View) -> list[Any]:
         size="xs",
         placeholder="no run yet",
         maxDropdownHeight=420,
-        inputProps={"aria-label": "run"},
+        **{"aria-label": "run"},
     )
     pages = html.Div([items[0], html.Div(switch, className="switch"), *items[1:]], className="nav-links")
     return [html.Div([brand, pages], className="nav-inner")]
+
+
+def _nav_run(library: Library, view: View) -> str:
+    """The run that the navigation leads to: the one that is open, else the newest."""
+    names = library.runs()
+    return view.run if view.run in names else next(iter(names), "")
 
 
 def _active(yes: bool) -> str:
@@ -168,7 +184,13 @@ def _title(library: Library, view: View) -> list[Any]:
     if run.live:
         marks.insert(0, html.Span([html.Span(className="dot"), "live"], className="badge live"))
     line = [f"step {integer(run.last_step)}" if run.last_step >= 0 else "no step yet"]
-    line.append("training now" if run.live else f"finished {age(updated)}" if run.info.get("closed") else f"last sign {age(updated)}")
+    line.append(
+        "training now"
+        if run.live
+        else f"finished {age(updated)}"
+        if run.info.get("closed")
+        else f"last sign {age(updated)}"
+    )
     return [
         html.Div([html.H1(view.run), *marks], className="title-row"),
         html.Div(" · ".join([RUN_PAGES.get(view.page, ""), *line]), className="subtitle"),
@@ -188,7 +210,7 @@ def open_page(library: Library, view: View, screen: dict[str, Any]) -> tuple[lis
         log.exception("opening %s failed", view)
         title, text = "Something went wrong here", f"{type(error).__name__}: {error}"
     back = html.P(html.A("Back to the list", href="/"))
-    return _navigation(library, View()), [html.H1(title)], [notice(title, [html.P(text), back], "critical")]
+    return _navigation(library, view), [html.H1(title)], [notice(title, [html.P(text), back], "critical")]
 
 
 def _register(app: Dash, library: Library) -> None:
@@ -203,19 +225,20 @@ def _register(app: Dash, library: Library) -> None:
     )
     def show(url: dict[str, Any], screen: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
         view = parse(url["path"], url.get("search", ""))
-        cursor = _cursor(library, view.run)
+        cursor, said = _cursor(library, view.run)
         nav, title, body = open_page(library, view, screen)
         page = {"page": view.page, "run": view.run, "defaults": _defaults(body, view)}
-        return nav, title, body, page | {"cursor": cursor, "built": url.get("count", 0)}
+        return nav, title, body, page | {"cursor": cursor, "said": said, "built": url.get("count", 0), "nav": _nav_run(library, view)}
 
     @app.callback(
         Output("title", "children", allow_duplicate=True),
         Output("error", "className"),
         Input("pulse", "data"),
+        Input("verdict", "data"),
         State("page", "data"),
         prevent_initial_call=True,
     )
-    def headline(_pulse: Any, page: dict[str, Any]) -> tuple[Any, str]:
+    def headline(_pulse: Any, _verdict: Any, page: dict[str, Any]) -> tuple[Any, str]:
         return _title(library, View(page.get("page", "runs"), page.get("run", ""))), "hidden"
 
     run_in_browser = app.clientside_callback
@@ -236,16 +259,18 @@ def _register(app: Dash, library: Library) -> None:
         prevent_initial_call=True,
     )
     run_in_browser(
-        ClientsideFunction("layerwatch", "applyTheme"), Output("mantine", "forceColorScheme"), Input("screen", "data")
+        ClientsideFunction("layerwatch", "applyTheme"),
+        Output("mantine", "forceColorScheme"),
+        Input("screen", "data"),
     )
 
 
-def _cursor(library: Library, name: str) -> str:
+def _cursor(library: Library, name: str) -> tuple[str, str]:
     """The state that a page is built from; taken before, so that what arrives meanwhile counts as news."""
     try:
         return library.cursor(name)
     except (RunError, OSError):
-        return ""
+        return "", ""
 
 
 def _defaults(body: list[Any], view: View) -> dict[str, Any]:

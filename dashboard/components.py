@@ -24,7 +24,14 @@ GRAPH_CONFIG: dict[str, Any] = {
     "showSendToCloud": False,
     "plotlyServerURL": "",
     "doubleClick": "autosize",
-    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toggleSpikelines"],
+    "modeBarButtonsToRemove": [
+        "select2d",
+        "lasso2d",
+        "zoomIn2d",
+        "zoomOut2d",
+        "resetScale2d",
+        "toggleSpikelines",
+    ],
     "toImageButtonOptions": {"format": "png", "scale": 2},
 }
 
@@ -32,7 +39,10 @@ GRAPH_CONFIG: dict[str, Any] = {
 def graph(name: str, title: str, height: int, style: Style) -> html.Div:
     """An empty plot of fixed height; its callback fills it."""
     hidden = {"visible": False}
-    empty = {"data": [], "layout": {"template": TEMPLATES[style.palette.name], "xaxis": hidden, "yaxis": hidden}}
+    empty = {
+        "data": [],
+        "layout": {"template": TEMPLATES[style.palette.name], "xaxis": hidden, "yaxis": hidden},
+    }
     plot = dcc.Graph(id=name, figure=empty, config=GRAPH_CONFIG, style={"height": height}, className="plot")
     return html.Div(plot, role="group", **{"aria-label": title})  # pyright: ignore[reportArgumentType]
 
@@ -70,7 +80,13 @@ def choice(view: View, key: str, options: dict[str, str], default: str, label: s
 
 
 def select(
-    view: View, key: str, options: Sequence[tuple[str, str]], default: str, label: str, width: int = 190, **more: Any
+    view: View,
+    key: str,
+    options: Sequence[tuple[str, str]],
+    default: str,
+    label: str,
+    width: int = 190,
+    **more: Any,
 ) -> html.Div:
     """A drop-down list that can be searched. `options`: (value, word)."""
     value = view.params.get(key, default)
@@ -84,7 +100,7 @@ def select(
         searchable=len(options) > 8,
         nothingFoundMessage="nothing of that name",
         maxDropdownHeight=360,
-        inputProps={"aria-label": label},
+        **{"aria-label": label},
         **more,
     )
     return _labelled(control, label)
@@ -100,7 +116,7 @@ def pattern(view: View, key: str = "filter") -> html.Div:
         size="xs",
         w=170,
         spellCheck=False,
-        inputProps={"aria-label": "filter layers"},
+        **{"aria-label": "filter layers"},
     )
     return _labelled(control, "Filter layers")
 
@@ -190,13 +206,19 @@ def finding_item(run: str, finding: Finding, shown: int = 4) -> html.Article:
     if finding.last_step > finding.first_step:
         span += f" – {integer(finding.last_step)}"  # noqa: RUF001 - an en dash between numbers
     evidence = [
-        html.Span([html.Span(words(key).lower(), className="dim"), " ", html.B(number(value))], className="fact")
+        html.Span(
+            [html.Span(words(key).lower(), className="dim"), " ", html.B(number(value))], className="fact"
+        )
         for key, value in finding.evidence.items()
     ]
     return html.Article(
         [
             html.Div(
-                [badge(finding.severity), html.H3(words(finding.problem)), html.Span(span, className="since")],
+                [
+                    badge(finding.severity),
+                    html.H3(words(finding.problem)),
+                    html.Span(span, className="since"),
+                ],
                 className="finding-head",
             ),
             html.P(finding.summary, className="finding-summary"),

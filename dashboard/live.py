@@ -15,16 +15,16 @@ PATH = "/api/live"
 
 
 def register(server: Flask, library: Library) -> None:
-    """`GET /api/live?run=<name>` -> {"cursor", "live"}; without a run, for all of them; 404 for an unknown run."""
+    """`GET /api/live?run=<name>` -> {"cursor", "said", "live"}; without a run, for all of them; 404 for an unknown run."""
 
     @server.get(PATH)
     def live() -> tuple[Response, int]:
         name = request.args.get("run", "")
         try:
-            cursor = library.cursor(name)
+            cursor, said = library.cursor(name)
             going = library.run(name).live if name else any(run.live for run in library.runs().values())
         except (RunError, OSError) as error:
             return jsonify({"error": str(error)}), 404
-        answer = jsonify({"cursor": cursor, "live": going})
+        answer = jsonify({"cursor": cursor, "said": said, "live": going})
         answer.headers["Cache-Control"] = "no-store"
         return answer, 200

@@ -44,9 +44,12 @@ class Plot:
     controls: tuple[str, ...]
     draw: Callable[[Scene], Figure]
     keep: tuple[str, ...] = ()  # controls that reset the zoom when they change
+    judged: bool = False  # shows findings, so new ones are a reason to draw again
 
 
-def draw(plot: Plot, library: Library, page: dict[str, Any], screen: dict[str, Any], values: list[Any]) -> Figure:
+def draw(
+    plot: Plot, library: Library, page: dict[str, Any], screen: dict[str, Any], values: list[Any]
+) -> Figure:
     """One figure with its theme. What goes wrong is written where the plot would be."""
     style = style_of(screen)
     controls = dict(zip(plot.controls, values, strict=True))
@@ -71,9 +74,12 @@ def register(app: Dash, library: Library, plots: tuple[Plot, ...]) -> None:
 
 def _register(app: Dash, library: Library, plot: Plot) -> None:
     inputs = [Input(state_id(key), "value") for key in plot.controls]
+    count = len(inputs)
+    if plot.judged:
+        inputs.append(Input("verdict", "data"))
 
     @app.callback(
         Output(plot.id, "figure"), Input("pulse", "data"), Input("screen", "data"), *inputs, State("page", "data")
     )
     def update(_pulse: Any, screen: dict[str, Any], *rest: Any) -> Figure:
-        return draw(plot, library, rest[-1], screen, list(rest[:-1]))
+        return draw(plot, library, rest[-1], screen, list(rest[:count]))

@@ -47,7 +47,9 @@ class Judgement:
     def health(self) -> str:
         """The worst severity, "healthy" without an alarm."""
         severities = {finding.severity for finding in self.findings}
-        return next((s for s in ("critical", "warning") if s in severities), "unknown" if self.error else "healthy")
+        return next(
+            (s for s in ("critical", "warning") if s in severities), "unknown" if self.error else "healthy"
+        )
 
 
 class Library:
@@ -64,7 +66,9 @@ class Library:
         self._scanned = float("-inf")
         self._refreshed: dict[str, float] = {}
         self._judged: dict[str, Judgement] = {}
-        self._pending: dict[str, Future[Judgement]] = {}  # in the order of the wish: the latest is served first
+        self._pending: dict[
+            str, Future[Judgement]
+        ] = {}  # in the order of the wish: the latest is served first
         self._judge = ThreadPoolExecutor(1, thread_name_prefix="layerwatch-judge")
         self._judges: OrderedDict[Path, Run] = OrderedDict()
         self._memo: OrderedDict[Hashable, Any] = OrderedDict()
@@ -95,7 +99,9 @@ class Library:
                 run = self._runs.get(name)
         if run is None:
             reason = self._broken.get(name)
-            raise RunError(reason or f"There is no run named {name!r} in {self.root}. The Runs page lists what is there.")
+            raise RunError(
+                reason or f"There is no run named {name!r} in {self.root}. The Runs page lists what is there."
+            )
         now = time.monotonic()
         if now - self._refreshed.get(name, float("-inf")) > REFRESH_SECONDS:
             self._refreshed[name] = now
@@ -120,15 +126,17 @@ class Library:
         except NotReady:
             return known
 
-    def cursor(self, name: str) -> str:
-        """Changes when the log of a run, or what the detectors say of it, changed. "" asks for all runs."""
-        if not name:
-            parts = [f"{key}{run.fingerprint()}{run.live}{self._said(key)}" for key, run in self.runs().items()]
-            return hashlib.blake2b("|".join(parts).encode(), digest_size=8).hexdigest()
-        run = self.run(name)
-        self.judgement(name)
-        text = f"{run.fingerprint()}{run.live}{self._said(name)}"
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    def cursor(self, name: str) -> tuple[str, str]:
+        """What changes when the log of a run grew, and what changes when the detectors said something new.
+
+        "" asks for all runs. Two cursors, because new findings are no reason to draw every plot again.
+        """
+        runs = {name: self.run(name)} if name else self.runs()
+        if name:
+            self.judgement(name)
+        logs = [f"{key}{run.fingerprint()}{run.live}" for key, run in runs.items()]
+        said = [known.stamp for key in runs if (known := self._judged.get(key))]
+        return _digest(logs), _digest(said)
 
     def memo(self, run: Run, key: Hashable, make: Callable[[], Result]) -> Result:
         """`make()`, remembered until the run grows. The least recently used answers are forgotten."""
@@ -143,10 +151,6 @@ class Library:
             while len(self._memo) > MEMO_ENTRIES:
                 self._memo.popitem(last=False)
         return value
-
-    def _said(self, name: str) -> str:
-        known = self._judged.get(name)
-        return known.stamp if known else ""
 
     def _scan(self) -> None:
         """Look for run folders. Known runs keep their object, and with it what they have read."""
@@ -168,7 +172,10 @@ class Library:
             if not self._pending:
                 return
             name = next(reversed(self._pending))
-            future, path = self._pending[name], self._runs[name].path if name in self._runs else self.root / name
+            future, path = (
+                self._pending[name],
+                self._runs[name].path if name in self._runs else self.root / name,
+            )
         result = self._find(path)
         with self._lock:
             self._judged[name] = result
@@ -189,6 +196,10 @@ class Library:
         except Exception as error:  # a detector may raise anything; the page must still open
             log.exception("the detectors failed on %s", path)
             return Judgement(stamp, error=f"{type(error).__name__}: {error}", again=_later(began))
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.blake2b("|".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def _later(began: float) -> float:

@@ -2,7 +2,7 @@
 // silent while the tab is hidden or paused; asks less often while nothing happens.
 (() => {
   const FAST = 1000, SLOW = 15000;
-  let built = null, paused = false, wait = FAST, timer = null, drawing = 0;
+  let seen = {}, paused = false, wait = FAST, timer = null, drawing = 0;
 
   // Callbacks in flight. A new pulse would make Dash drop their answers, and the page would never change.
   const plain = window.fetch;
@@ -13,39 +13,31 @@
     return plain.call(this, resource, ...rest).finally(() => (drawing -= 1));
   };
 
-  function selected() {
-    const found = location.pathname.match(/^\/run\/(.+?)(?:\/(?:overview|gradient-flow|layer|drift|overfitting|compare|alerts))?\/?$/);
-    return found ? decodeURIComponent(found[1]) : "";
-  }
+  const page = () => window.dash_component_api?.getLayout?.("page")?.props.data ?? {};
 
   async function ask() {
     timer = null;
     if (document.hidden || paused) return;
-    if (drawing) return again(250);
-    const began = performance.now(), name = selected();
+    const { built, run, cursor, said } = page();
+    if (drawing || built === undefined) return again(250);
+    if (built !== seen.built) seen = { built, cursor, said };
+    const began = performance.now();
     try {
-      const answer = await plain(`/api/live?run=${encodeURIComponent(name)}`, { cache: "no-store" });
+      const answer = await plain(`/api/live?run=${encodeURIComponent(run)}`, { cache: "no-store" });
       if (!answer.ok) return again(SLOW);
-      const { cursor, live } = await answer.json();
-      label(live);
-      const news = cursor !== shown();
-      if (news) window.dash_clientside.set_props("pulse", { data: cursor });
-      const cost = performance.now() - began;
-      wait = news ? FAST : Math.min(wait * 1.4, live ? 3000 : SLOW);
-      again(Math.max(wait, 5 * cost));
+      const now = await answer.json();
+      if (page().built !== built) return again(250); // the reader has gone on to another page
+      label(now.live);
+      const news = now.cursor !== seen.cursor || now.said !== seen.said;
+      if (now.cursor !== seen.cursor) window.dash_clientside.set_props("pulse", { data: now.cursor });
+      if (now.said !== seen.said) window.dash_clientside.set_props("verdict", { data: now.said });
+      seen = { built, cursor: now.cursor, said: now.said };
+      wait = news ? FAST : Math.min(wait * 1.4, now.live ? 3000 : SLOW);
+      again(Math.max(wait, 5 * (performance.now() - began)));
     } catch {
       label(false, "Server gone");
       again(SLOW);
     }
-  }
-  // What is on screen: the last pulse, or what the page was built from when it is newer than that.
-  function shown() {
-    const page = window.dash_component_api.getLayout("page")?.props.data;
-    if (page.built !== built) {
-      built = page.built;
-      return page.cursor;
-    }
-    return window.dash_component_api.getLayout("pulse")?.props.data || page.cursor;
   }
   function again(delay) {
     clearTimeout(timer);

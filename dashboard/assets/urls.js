@@ -61,12 +61,10 @@
       return search;
     },
 
+    // Fires also when the navigation is built; `nav` is the run that it was built for.
     switchRun(name, page) {
-      const current = page?.run ?? "";
-      if (!name || (page?.page !== "runs" && name === current)) return no();
-      if (page?.page === "runs" && document.querySelector(`.nav-link[href="/run/${runPath(name)}/overview"]`)) return no();
-      const slug = slugs.includes(page?.page) ? page.page : "overview";
-      go(`/run/${runPath(name)}/${slug}`);
+      if (!name || name === page?.nav) return no();
+      go(`/run/${runPath(name)}/${slugs.includes(page?.page) ? page.page : "overview"}`);
       return no();
     },
 

@@ -101,13 +101,19 @@ def stack(panels: list[Panel], style: Style, steps: tuple[float, float] | None =
         layout["yaxis" + key] = axis | (panel.axis or {})
         data += [trace | {"xaxis": "x", "yaxis": "y" + key} for trace in panel.traces]
         top -= height + GAP
-    layout["xaxis"] = step_axis(steps, data) | {"anchor": "y" + ("" if len(panels) == 1 else str(len(panels)))}
+    layout["xaxis"] = step_axis(steps, data) | {
+        "anchor": "y" + ("" if len(panels) == 1 else str(len(panels)))
+    }
     if style.narrow:
         layout["legend"] = {"font": {"size": 11}}
+    else:
+        layout["margin"] = {"l": 8, "r": 12, "t": 30, "b": 8}  # one line of legend
     return {"data": data, "layout": layout}
 
 
-def step_axis(steps: tuple[float, float] | None = None, data: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def step_axis(
+    steps: tuple[float, float] | None = None, data: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """The step axis, zoomed to a range when there is one; else as long as the traces, without padding."""
     axis: dict[str, Any] = {"title": {"text": "optimizer step"}, "hoverformat": ",d", "tickformat": ",d"}
     ends = [trace["x"][end] for trace in data if len(trace["x"]) for end in (0, -1)]

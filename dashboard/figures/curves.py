@@ -23,7 +23,10 @@ def small_multiples(scalars: dict[str, pd.DataFrame], style: Style, smoothing: f
     rows = -(-len(shown) // columns)
     data, layout = [], {"showlegend": False, "hovermode": "x", "annotations": []}
     width, tall = 1 / columns, 1 / rows
-    caption, below = 24 / multiples_height(len(shown), style.narrow), 30 / multiples_height(len(shown), style.narrow)
+    caption, below = (
+        24 / multiples_height(len(shown), style.narrow),
+        30 / multiples_height(len(shown), style.narrow),
+    )
     for i, (name, frame) in enumerate(shown):
         row, column = divmod(i, columns)
         key = "" if i == 0 else str(i + 1)
@@ -33,9 +36,18 @@ def small_multiples(scalars: dict[str, pd.DataFrame], style: Style, smoothing: f
         values = smooth(frame["value"].to_numpy(dtype=float), smoothing)
         trace = line(frame["step"].to_numpy(), values, name, style.palette.accent)
         data.append(trace | {"xaxis": "x" + key, "yaxis": "y" + key})
-        layout["xaxis" + key] = step_axis(None, [trace]) | {"domain": [left, right], "anchor": "y" + key, "nticks": 5}
+        layout["xaxis" + key] = step_axis(None, [trace]) | {
+            "domain": [left, right],
+            "anchor": "y" + key,
+            "nticks": 5,
+        }
         layout["xaxis" + key]["title"] = {"text": "optimizer step" if row == rows - 1 else ""}
-        layout["yaxis" + key] = {"domain": [bottom, top], "anchor": "x" + key, "nticks": 4, "ticklabelstandoff": 4}
+        layout["yaxis" + key] = {
+            "domain": [bottom, top],
+            "anchor": "x" + key,
+            "nticks": 4,
+            "ticklabelstandoff": 4,
+        }
         layout["yaxis" + key] |= log_axis(values) if wide(values) else level(values)
         layout["annotations"].append(_caption(name, left, top, style))
     return {"data": data, "layout": layout}

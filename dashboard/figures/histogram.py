@@ -42,7 +42,9 @@ def log_density(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray
             return np.sign(value) * np.maximum(np.log10(np.abs(value)) - floor, 0.0)
 
     steps = [(step, position(points), mass) for step, points, mass in _steps(frame)]
-    top = round(ROWS_A_DECADE * max((float(np.abs(points).max(initial=0.1)) for _, points, _ in steps), default=1.0))
+    top = round(
+        ROWS_A_DECADE * max((float(np.abs(points).max(initial=0.1)) for _, points, _ in steps), default=1.0)
+    )
     rows = np.arange(-top, top + 1) / ROWS_A_DECADE
     edges = np.append(rows - 0.5 / ROWS_A_DECADE, rows[-1] + 0.5 / ROWS_A_DECADE)
     return np.array([step for step, _, _ in steps]), rows, _resample(steps, edges), floor
@@ -54,7 +56,9 @@ def _steps(frame: pd.DataFrame) -> list[tuple[int, np.ndarray, np.ndarray]]:
     for step, rows in frame.sort_values(["step", "low", "high"]).groupby("step", sort=True):
         total = np.cumsum(rows["count"].to_numpy(dtype=float))
         if total[-1] > 0:
-            points = np.stack([rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float)], axis=1).ravel()
+            points = np.stack(
+                [rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float)], axis=1
+            ).ravel()
             mass = np.stack([np.concatenate([[0.0], total[:-1]]), total], axis=1).ravel() / total[-1]
             found.append((int(step), np.maximum.accumulate(points), mass))  # pyright: ignore[reportArgumentType]
     return found
@@ -77,7 +81,12 @@ def _span(steps: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[float, float
 
 
 def histogram_map(
-    frame: pd.DataFrame, title: str, style: Style, *, log: bool = False, steps: tuple[float, float] | None = None
+    frame: pd.DataFrame,
+    title: str,
+    style: Style,
+    *,
+    log: bool = False,
+    steps: tuple[float, float] | None = None,
 ) -> Figure:
     """A histogram at every capture: steps across, values up, darker where more elements are."""
     if frame.empty:
@@ -92,7 +101,7 @@ def histogram_map(
         rows = (edges[:-1] + edges[1:]) / 2
         rows_of_hover = [f"{value:.3g}" for value in rows]
     used = shares[shares > 0]
-    top = float(np.percentile(used, 99.5)) if len(used) else 1.0
+    top = float(np.percentile(used, 97)) if len(used) else 1.0
     trace = {
         "type": "heatmap",
         "x": at.tolist(),
@@ -155,8 +164,12 @@ def ridgeline(frame: pd.DataFrame, title: str, style: Style, *, log: bool = Fals
         data.append(line(rows, np.full(len(rows), base), name, translucent(p.accent, 0.0), width=0))
         data[-1] |= {"hoverinfo": "skip", "hovertemplate": None}
         data.append(line(rows, curve, name, color, width=1.2))
-        data[-1] |= {"fill": "tonexty", "fillcolor": translucent(p.card, 0.82), "hovertemplate": name + "<extra></extra>"}
-    value_axis: dict[str, Any] = {"title": {"text": f"{title} value"}, "zeroline": False}
+        data[-1] |= {
+            "fill": "tonexty",
+            "fillcolor": translucent(p.card, 0.82),
+            "hovertemplate": name + "<extra></extra>",
+        }
+    value_axis: dict[str, Any] = {"title": {"text": f"{title} value"}, "zeroline": False, "nticks": 5}
     if log:
         value_axis |= _signed_ticks(rows, floor)
     marks = list(range(0, len(chosen), max(1, len(chosen) // 5)))

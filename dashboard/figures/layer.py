@@ -12,10 +12,17 @@ from .base import Panel, line, log_safe, packed, stack, step_axis
 from .theme import Figure, Style, color_bar, message, translucent
 
 MAX_LINES = 8
-BANDS = (("min", "max", 0.08, "all"), ("p01", "p99", 0.14, "98 %"), ("p05", "p95", 0.2, "90 %"), ("p25", "p75", 0.3, "50 %"))
+BANDS = (
+    ("min", "max", 0.08, "all"),
+    ("p01", "p99", 0.14, "98 %"),
+    ("p05", "p95", 0.2, "90 %"),
+    ("p25", "p75", 0.3, "50 %"),
+)
 
 
-def quantiles(frame: pd.DataFrame, title: str, style: Style, steps: tuple[float, float] | None = None) -> Figure:
+def quantiles(
+    frame: pd.DataFrame, title: str, style: Style, steps: tuple[float, float] | None = None
+) -> Figure:
     """Nested bands that hold 50, 90, 98 and 100 % of the elements, and the median."""
     frame = frame[frame["p50"].notna()] if len(frame) else frame
     if frame.empty:
@@ -27,7 +34,13 @@ def quantiles(frame: pd.DataFrame, title: str, style: Style, steps: tuple[float,
         top = line(at, frame[high].to_numpy(), name, edge, width=0)
         data += [
             bottom | {"showlegend": False, "hoverinfo": "skip", "hovertemplate": None},
-            top | {"fill": "tonexty", "fillcolor": translucent(color, alpha), "hoverinfo": "skip", "hovertemplate": None},
+            top
+            | {
+                "fill": "tonexty",
+                "fillcolor": translucent(color, alpha),
+                "hoverinfo": "skip",
+                "hovertemplate": None,
+            },
         ]
     data.append(line(at, frame["p50"].to_numpy(), "median", color))
     figure = stack([Panel(data, f"{title} value")], style, steps)
@@ -42,13 +55,17 @@ def quantiles(frame: pd.DataFrame, title: str, style: Style, steps: tuple[float,
     return figure
 
 
-def vector(at: np.ndarray, values: np.ndarray, name: str, style: Style, steps: tuple[float, float] | None = None) -> Figure:
+def vector(
+    at: np.ndarray, values: np.ndarray, name: str, style: Style, steps: tuple[float, float] | None = None
+) -> Figure:
     """The values of a small tensor over time: lines up to eight elements, a heat map above.
 
     `at` (n,) steps; `values` (n, elements).
     """
     if not len(at) or not values.size:
-        return message(f"The values of {name} are not in the log: they are stored up to 1,024 elements.", style)
+        return message(
+            f"The values of {name} are not in the log: they are stored up to 1,024 elements.", style
+        )
     if values.shape[1] <= MAX_LINES:
         p = style.palette
         colors = [p.accent, p.second, p.third, p.fourth, p.dim, p.good, p.info, p.warning]
@@ -69,7 +86,12 @@ def vector(at: np.ndarray, values: np.ndarray, name: str, style: Style, steps: t
         "colorbar": color_bar("value", style) | {"nticks": 5},
         "hovertemplate": "element %{y}<br>step %{x:,d}<br>%{z:.3~g}<extra></extra>",
     }
-    axis = {"title": {"text": f"element of {short(name, 24)}"}, "autorange": "reversed", "showgrid": False, "tickformat": "d"}
+    axis = {
+        "title": {"text": f"element of {short(name, 24)}"},
+        "autorange": "reversed",
+        "showgrid": False,
+        "tickformat": "d",
+    }
     layout = {"hovermode": "closest", "xaxis": step_axis(steps) | {"showgrid": False}, "yaxis": axis}
     return {"data": [trace], "layout": layout}
 
@@ -110,10 +132,21 @@ def _healthy(index: int, style: Style) -> dict[str, Any]:
     """The customary size of an update, about a thousandth of the weight."""
     key = "y" if index == 1 else f"y{index}"
     stroke = {"color": style.palette.good, "width": 1, "dash": "dot"}
-    return {"type": "line", "xref": "paper", "yref": key, "x0": 0, "x1": 1, "y0": 1e-3, "y1": 1e-3, "line": stroke}
+    return {
+        "type": "line",
+        "xref": "paper",
+        "yref": key,
+        "x0": 0,
+        "x1": 1,
+        "y0": 1e-3,
+        "y1": 1e-3,
+        "line": stroke,
+    }
 
 
-def activity(at: np.ndarray, active: np.ndarray, style: Style, steps: tuple[float, float] | None = None) -> Figure:
+def activity(
+    at: np.ndarray, active: np.ndarray, style: Style, steps: tuple[float, float] | None = None
+) -> Figure:
     """Which units were active at each capture. `at` (n,) steps; `active` bool (n, units)."""
     if not len(at) or not active.size:
         return message("The activity of single units was not captured here.", style)
@@ -129,7 +162,11 @@ def activity(at: np.ndarray, active: np.ndarray, style: Style, steps: tuple[floa
         "z": packed(part),
         "zmin": 0,
         "zmax": 1,
-        "colorscale": [[0, p.critical], [0.001, translucent(p.accent, 0.12)], [1, translucent(p.accent, 0.4)]],
+        "colorscale": [
+            [0, p.critical],
+            [0.001, translucent(p.accent, 0.12)],
+            [1, translucent(p.accent, 0.4)],
+        ],
         "showscale": False,
         "hovertemplate": "unit %{y}<br>step %{x:,d}<br>active %{z:.0%}<extra></extra>",
     }

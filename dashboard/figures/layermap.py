@@ -12,6 +12,10 @@ from .grid import Grid, limits, per_layer, pool, scaled
 from .theme import Figure, Style, color_bar, message, translucent
 
 
+#: Two step-like axes that measure themselves collide, so the space below the map is fixed.
+FIXED = {"automargin": False, "title": {"text": "optimizer step", "standoff": 20}}
+
+
 def layer_map(
     grid: Grid,
     title: str,
@@ -39,7 +43,18 @@ def layer_map(
     else:
         low, high = limits(z, colors)
     narrow, width = style.narrow, 18 if style.narrow else 34
-    data = [_heat(shown, z, low, high, title, unit, style, _color_ticks(low, high, log and colors != "layer", colors))]
+    data = [
+        _heat(
+            shown,
+            z,
+            low,
+            high,
+            title,
+            unit,
+            style,
+            _color_ticks(low, high, log and colors != "layer", colors),
+        )
+    ]
     if shown.bad.any():
         data.append(_red(shown, style))
     axis: dict[str, Any] = {
@@ -58,12 +73,14 @@ def layer_map(
         "hovermode": "closest",
         "showlegend": False,
         "yaxis": axis,
-        "margin": {"l": 8, "r": 12, "t": 8, "b": 58},  # fixed below: two axes that measure themselves collide
-        "xaxis": step_axis(steps) | {"domain": [0, right], "showgrid": False, "automargin": False},
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 58},
+        "xaxis": step_axis(steps) | {"domain": [0, right], "showgrid": False} | FIXED,
     }
     if right < 1:
         data.append(_profile(grid.names, profile, style, bars, unit))
-        layout["xaxis2"] = _profile_axis(profile, log, title, grid.steps[column]) | {"domain": [right + 0.03, 1]}
+        layout["xaxis2"] = _profile_axis(profile, log, title, grid.steps[column]) | {
+            "domain": [right + 0.03, 1]
+        }
         layout["shapes"] = [_cursor(float(grid.steps[column]), style)]
     return {"data": data, "layout": layout}
 
@@ -82,7 +99,14 @@ def height(rows: int, narrow: bool = False) -> int:
 
 
 def _heat(
-    grid: Grid, z: np.ndarray, low: float, high: float, title: str, unit: str, style: Style, ticks: dict[str, Any]
+    grid: Grid,
+    z: np.ndarray,
+    low: float,
+    high: float,
+    title: str,
+    unit: str,
+    style: Style,
+    ticks: dict[str, Any],
 ) -> dict[str, Any]:
     bar = color_bar(title, style)
     return {
@@ -96,7 +120,11 @@ def _heat(
         "zmax": high,
         "colorbar": bar | ticks,
         "hoverongaps": False,
-        "hovertemplate": "<b>%{y}</b><br>step %{x:,d}<br>" + title + " %{customdata:.3~g}" + unit + "<extra></extra>",
+        "hovertemplate": "<b>%{y}</b><br>step %{x:,d}<br>"
+        + title
+        + " %{customdata:.3~g}"
+        + unit
+        + "<extra></extra>",
     }
 
 
@@ -143,7 +171,12 @@ def _profile(names: list[str], values: np.ndarray, style: Style, bars: bool, uni
     if bars:
         return trace | {"type": "bar", "orientation": "h", "marker": {"color": translucent(accent, 0.75)}}
     mode = "lines+markers" if len(names) <= 80 else "lines"
-    return trace | {"type": "scatter", "mode": mode, "line": {"color": accent, "width": 1.2}, "marker": {"size": 4}}
+    return trace | {
+        "type": "scatter",
+        "mode": mode,
+        "line": {"color": accent, "width": 1.2},
+        "marker": {"size": 4},
+    }
 
 
 def _profile_axis(values: np.ndarray, log: bool, title: str, step: int) -> dict[str, Any]:
@@ -164,4 +197,13 @@ def _profile_axis(values: np.ndarray, log: bool, title: str, step: int) -> dict[
 
 def _cursor(step: float, style: Style) -> dict[str, Any]:
     stroke = {"color": style.palette.accent, "width": 1.5, "dash": "dot"}
-    return {"type": "line", "xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1, "line": stroke}
+    return {
+        "type": "line",
+        "xref": "x",
+        "yref": "paper",
+        "x0": step,
+        "x1": step,
+        "y0": 0,
+        "y1": 1,
+        "line": stroke,
+    }

@@ -48,10 +48,14 @@ def gap(train: pd.DataFrame, val: pd.DataFrame) -> pd.DataFrame:
     count = stop - start
     mean = (total[stop] - total[start]) / np.maximum(count, 1)
     mean = np.where(count > 0, mean, np.interp(at, steps, values))
-    return pd.DataFrame({"step": at, "train": mean, "val": val["value"].to_numpy(), "gap": val["value"] - mean})
+    return pd.DataFrame(
+        {"step": at, "train": mean, "val": val["value"].to_numpy(), "gap": val["value"] - mean}
+    )
 
 
-def loss_traces(train: pd.DataFrame, val: pd.DataFrame, style: Style, smoothing: float) -> list[dict[str, Any]]:
+def loss_traces(
+    train: pd.DataFrame, val: pd.DataFrame, style: Style, smoothing: float
+) -> list[dict[str, Any]]:
     """The two losses: raw faint behind smooth, points that are not finite as red crosses."""
     p = style.palette
     traces = []
@@ -78,9 +82,18 @@ def _not_finite(frame: pd.DataFrame, name: str, both: list[pd.DataFrame], color:
     values = np.concatenate([part["value"].to_numpy(dtype=float) for part in both])
     level = float(np.max(values[np.isfinite(values)], initial=0.0)) or 1.0
     index = thin(np.arange(len(bad)), bad.astype(float))
-    trace = line(frame["step"].to_numpy()[index], np.where(bad[index], level, np.nan), f"{name} not finite", color, width=4)
+    trace = line(
+        frame["step"].to_numpy()[index],
+        np.where(bad[index], level, np.nan),
+        f"{name} not finite",
+        color,
+        width=4,
+    )
     few = int(bad.sum()) <= 60
-    return [trace | {"mode": "lines+markers" if few else "lines", "marker": {"size": 5}, "hovertemplate": "not finite"}]
+    return [
+        trace
+        | {"mode": "lines+markers" if few else "lines", "marker": {"size": 5}, "hovertemplate": "not finite"}
+    ]
 
 
 def gap_panel(frame: pd.DataFrame, style: Style) -> Panel:
@@ -160,7 +173,11 @@ def _marks(findings: list[Marked], style: Style) -> list[dict[str, Any]]:
             "y0": 0,
             "y1": 1,
             "layer": "below",
-            "line": {"color": translucent(style.palette.severity(f.severity), 0.55), "width": 1, "dash": "dot"},
+            "line": {
+                "color": translucent(style.palette.severity(f.severity), 0.55),
+                "width": 1,
+                "dash": "dot",
+            },
         }
         for f in findings
     ]
@@ -202,7 +219,9 @@ def overfitting(
             }
         )
         mark = {"type": "line", "xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1}
-        figure["layout"]["shapes"] = [mark | {"layer": "below", "line": {"color": p.good, "width": 1, "dash": "dot"}}]
+        figure["layout"]["shapes"] = [
+            mark | {"layer": "below", "line": {"color": p.good, "width": 1, "dash": "dot"}}
+        ]
     return figure
 
 
@@ -222,7 +241,10 @@ def stopping_advice(train: pd.DataFrame, val: pd.DataFrame) -> str:
         return "No finite validation loss was logged, so there is nothing to stop by."
     step, value = best
     finite = val[np.isfinite(val["value"])]
-    final, end = float(finite["value"].iloc[-1]), int(max(val["step"].max(), train["step"].max() if len(train) else 0))
+    final, end = (
+        float(finite["value"].iloc[-1]),
+        int(max(val["step"].max(), train["step"].max() if len(train) else 0)),
+    )
     since = int((finite["step"] > step).sum())
     if since == 0 or final <= value * 1.02:
         return (

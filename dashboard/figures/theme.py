@@ -7,7 +7,9 @@ from typing import Any
 
 Figure = dict[str, Any]
 
-FONT = 'ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif'
+FONT = (
+    'ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif'
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def template(palette: Palette) -> dict[str, Any]:
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "colorway": lines,
-            "xaxis": axis,
+            "xaxis": axis | {"tickangle": 0},
             "yaxis": axis,
             "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
             "hovermode": "x unified",

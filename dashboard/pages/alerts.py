@@ -118,9 +118,10 @@ def register(app: Dash, library: Library) -> None:
         Output("alert-list", "children"),
         Input({"state": "show"}, "value"),
         Input("pulse", "data"),
+        Input("verdict", "data"),
         State("page", "data"),
     )
-    def update(show: str, _pulse: Any, page: dict[str, Any]) -> Any:
+    def update(show: str, _pulse: Any, _verdict: Any, page: dict[str, Any]) -> Any:
         name = page["run"]
         try:
             return table(rows(library.run(name), library.judgement(name, wait=2.0), name, show), name)

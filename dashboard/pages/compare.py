@@ -31,7 +31,9 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         html.Div(
             [
                 select(view, "with", [(name, name) for name in others], others[0], "Compare with", 230),
-                select(view, "scalar", [(name, name) for name in names], names[0] if names else "", "Scalar", 190),
+                select(
+                    view, "scalar", [(name, name) for name in names], names[0] if names else "", "Scalar", 190
+                ),
                 scale(view),
                 smoothing(view),
                 hidden(view, "range"),
@@ -69,7 +71,14 @@ def draw(scene: Scene) -> Figure:
     return overlay(curves, name, scene.style, smooth, log, step_range(scene.text("range")))
 
 
-PLOTS = (Plot("compare-plot", ("with", "scalar", "scale", "smoothing", "range"), draw, keep=("with", "scalar", "scale")),)
+PLOTS = (
+    Plot(
+        "compare-plot",
+        ("with", "scalar", "scale", "smoothing", "range"),
+        draw,
+        keep=("with", "scalar", "scale"),
+    ),
+)
 ZOOMED = ("compare-plot",)
 
 

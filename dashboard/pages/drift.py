@@ -36,7 +36,13 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
             [
                 choice(view, "group", {"layer": "Layer", "block": "Block"}, "layer", "Rows"),
                 pattern(view),
-                choice(view, "order", {"depth": "Depth", "name": "Name", "badness": "Most moved"}, "depth", "Order"),
+                choice(
+                    view,
+                    "order",
+                    {"depth": "Depth", "name": "Name", "badness": "Most moved"},
+                    "depth",
+                    "Order",
+                ),
                 choice(view, "scale", {"linear": "Linear", "log": "Log"}, "linear", "Colours"),
                 step_slider(view, base.steps.tolist()),
                 hidden(view, "range"),
@@ -63,7 +69,9 @@ def reference_sentence(run: Run) -> str:
     if reference == "start":
         return "The reference is the weights at the start of this run."
     if isinstance(reference, dict):
-        reference = reference.get("path") or reference.get("name") or reference.get("kind") or "a given state_dict"
+        reference = (
+            reference.get("path") or reference.get("name") or reference.get("kind") or "a given state_dict"
+        )
     if reference == "state_dict":
         return "The reference is the state_dict that was passed to watch()."
     return f"The reference is {reference}."
@@ -74,7 +82,11 @@ def still_card(run: Run, name: str) -> list[Any]:
     tensors, drift = run.tensors(), run.drift()
     if tensors.empty:
         return []
-    latest = drift.sort_values("step").groupby("tensor")["relative_l2"].last() if len(drift) else pd.Series(dtype=float)
+    latest = (
+        drift.sort_values("step").groupby("tensor")["relative_l2"].last()
+        if len(drift)
+        else pd.Series(dtype=float)
+    )
     unmoved = set(latest[latest == 0].index)
     groups = [
         ("Frozen (requires_grad is off)", tensors.loc[tensors["state"] == "frozen", "tensor"].tolist()),
@@ -113,7 +125,9 @@ def block_of(name: str) -> str:
 def by_block(frame: pd.DataFrame) -> pd.DataFrame:
     """Drift rows added up per block: the squares of distance and reference norm add."""
     blocks = frame.assign(
-        tensor=frame["tensor"].map(block_of), distance=frame["distance"] ** 2, reference_norm=frame["reference_norm"] ** 2
+        tensor=frame["tensor"].map(block_of),
+        distance=frame["distance"] ** 2,
+        reference_norm=frame["reference_norm"] ** 2,
     )
     total = blocks.groupby(["tensor", "step"], sort=False)[["distance", "reference_norm"]].sum().reset_index()
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -158,7 +172,14 @@ def draw(scene: Scene) -> Figure:
     )
 
 
-PLOTS = (Plot("drift-map", ("group", "filter", "order", "scale", "at", "range"), draw, keep=("group", "filter", "order")),)
+PLOTS = (
+    Plot(
+        "drift-map",
+        ("group", "filter", "order", "scale", "at", "range"),
+        draw,
+        keep=("group", "filter", "order"),
+    ),
+)
 ZOOMED = ("drift-map",)
 
 
@@ -172,6 +193,8 @@ def register(app: Dash, library: Library) -> None:
         prevent_initial_call=True,
     )
 
-    @app.callback(Output("still", "children"), Input("pulse", "data"), State("page", "data"), prevent_initial_call=True)
+    @app.callback(
+        Output("still", "children"), Input("pulse", "data"), State("page", "data"), prevent_initial_call=True
+    )
     def update(_pulse: Any, page: dict[str, Any]) -> list[Any]:
         return still_card(library.run(page["run"]), page["run"])

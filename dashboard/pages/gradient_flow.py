@@ -44,20 +44,34 @@ def _dead(frame: pd.DataFrame) -> np.ndarray:
 
 METRICS = {
     "gradient_norm": Metric(
-        "gradient norm", "gradient", _column("norm"), True, "A healthy network changes slowly from top to bottom."
+        "gradient norm",
+        "gradient",
+        _column("norm"),
+        True,
+        "A healthy network changes slowly from top to bottom.",
     ),
     "update_ratio": Metric(
         "update ratio", "update", _column("ratio"), True, "|update| ÷ |weight|: about 10⁻³ is customary."
     ),
-    "weight_norm": Metric("weight norm", "weight", _column("norm"), True, "Steady growth can end in instability."),
+    "weight_norm": Metric(
+        "weight norm", "weight", _column("norm"), True, "Steady growth can end in instability."
+    ),
     "activation_rms": Metric(
         "activation rms", "activation", _column("rms"), True, "Should neither shrink nor grow with depth."
     ),
     "dead_units": Metric(
-        "dead unit share", "activation", _dead, False, "Units whose output was zero for every sample of the capture."
+        "dead unit share",
+        "activation",
+        _dead,
+        False,
+        "Units whose output was zero for every sample of the capture.",
     ),
     "zeros": Metric(
-        "zero gradient share", "gradient", lambda f: (f["zeros"] / f["count"]).to_numpy(float), False, "Exact zeros."
+        "zero gradient share",
+        "gradient",
+        lambda f: (f["zeros"] / f["count"]).to_numpy(float),
+        False,
+        "Exact zeros.",
     ),
     "nonfinite": Metric(
         "non-finite gradient share",
@@ -120,7 +134,9 @@ def draw(scene: Scene) -> Figure:
     metric = METRICS.get(name, METRICS["gradient_norm"])
     whole = grid(scene.library, scene.run, name if name in METRICS else "gradient_norm")
     if whole.empty:
-        return message(f"This run holds no {metric.kind} rows, so there is no {metric.title} to show.", scene.style)
+        return message(
+            f"This run holds no {metric.kind} rows, so there is no {metric.title} to show.", scene.style
+        )
     found, _ = matching(whole.names, scene.text("filter"))
     if not found:
         return message(f"No layer matches {scene.text('filter')!r}.", scene.style)
@@ -138,7 +154,9 @@ def draw(scene: Scene) -> Figure:
     )
 
 
-PLOTS = (Plot("flow-map", ("metric", "filter", "order", "colors", "at", "range"), draw, keep=("filter", "order")),)
+PLOTS = (
+    Plot("flow-map", ("metric", "filter", "order", "colors", "at", "range"), draw, keep=("filter", "order")),
+)
 ZOOMED = ("flow-map",)
 
 

@@ -21,9 +21,36 @@ from ..urls import View, step_range
 TITLE = "Layer"
 KINDS = {"weight": "Weight", "gradient": "Gradient", "update": "Update", "activation": "Output"}
 MAX_STEPS = 200
-#: Which cards a tensor has, and which a module without weights of its own.
-OF_TENSOR = ("weight", "gradient", "update", "history", "bias")
-OF_MODULE = ("activation", "activity")
+#: The cards below the histograms: name, title, how to read it, height in pixels.
+CARDS = (
+    (
+        "quantile",
+        "Quantiles",
+        "The bands hold 50, 90, 98 and 100 % of the elements; the line is the median.",
+        270,
+    ),
+    (
+        "bias",
+        "Bias values",
+        "Each element over time: a bias that runs away or never moves shows at once.",
+        270,
+    ),
+    (
+        "activity",
+        "Active units",
+        "Blue: the unit was not zero for some sample of the capture. A row that stays red is dead.",
+        270,
+    ),
+    (
+        "history",
+        "Norms, update ratio and drift",
+        "Drift is |w − reference| ÷ |reference|. Dotted green: an update of a thousandth of the weight, the "
+        "customary size. The same zoom applies to every plot of this page.",
+        460,
+    ),
+)
+#: The cards that a layer may lack.
+SHOWN = ("weight", "gradient", "update", "activation", "bias", "activity", "history")
 
 
 def layout(view: View, library: Library, style: Style) -> list[Any]:
@@ -35,6 +62,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         chosen = worst(run, library.judgement(view.run, wait=3.0))
     if not chosen:
         return [notice("No layers", "Nothing was captured in this run yet, so there is no layer to show.")]
+    classes = dict(zip(SHOWN, available(run, chosen), strict=True))
     return [
         html.Div(
             [
@@ -48,9 +76,9 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         ),
         html.Div(id="layer-facts", className="facts-strip"),
         html.Div(id="layer-findings", className="findings"),
-        html.Div([_histogram_card(kind, style) for kind in KINDS], className="quarters"),
-        html.Div([_quantile_card(style), _bias_card(style), _activity_card(style)], className="thirds"),
-        html.Div(_history_card(style), className="", id="history-wrap"),
+        html.Div([_histogram_card(kind, style, classes[kind]) for kind in KINDS], className="quarters"),
+        html.Div([_card(*part, style, classes) for part in CARDS[:3]], className="thirds"),
+        _card(*CARDS[3], style, classes),
     ]
 
 
@@ -69,18 +97,21 @@ def _selector(run: Run, chosen: str) -> html.Div:
         className="tensor-select",
         maxDropdownHeight=420,
         nothingFoundMessage="no layer of that name",
-        inputProps={"aria-label": "layer"},
+        **{"aria-label": "layer"},
     )
     previous = html.Button("‹", id="layer-previous", title="previous layer (key k)", className="icon-button")
     following = html.Button("›", id="layer-next", title="next layer (key j)", className="icon-button")
     hint = html.Span(["keys ", html.Kbd("j"), " ", html.Kbd("k")], className="dim hint")
     return html.Div(
-        [html.Span("Layer", className="label"), html.Div([previous, select, following, hint], className="joined")],
+        [
+            html.Span("Layer", className="label"),
+            html.Div([previous, select, following, hint], className="joined"),
+        ],
         className="control grow",
     )
 
 
-def _histogram_card(kind: str, style: Style) -> html.Div:
+def _histogram_card(kind: str, style: Style, shown: str) -> html.Div:
     explain = {
         "weight": "Values of the weight; stronger is more.",
         "gradient": "Values of the gradient, before clipping.",
@@ -88,34 +119,14 @@ def _histogram_card(kind: str, style: Style) -> html.Div:
         "activation": "Values of the module's output.",
     }[kind]
     plot = graph(f"histogram-{kind}", f"{KINDS[kind]} histogram over time", 240, style)
-    return html.Div(card(f"{KINDS[kind]} histogram", explain, plot), id=f"card-{kind}")
+    return html.Div(card(f"{KINDS[kind]} histogram", explain, plot), id=f"card-{kind}", className=shown)
 
 
-def _quantile_card(style: Style) -> html.Div:
-    plot = graph("quantile-plot", "Quantiles over time", 270, style)
-    explain = "The bands hold 50, 90, 98 and 100 % of the elements; the line is the median."
-    return html.Div(card("Quantiles", explain, plot), id="card-quantiles")
-
-
-def _bias_card(style: Style) -> html.Div:
-    plot = graph("bias-plot", "Values over time", 270, style)
-    explain = "Each element over time: a bias that runs away or never moves shows at once."
-    return html.Div(card("Bias values", explain, plot), id="card-bias")
-
-
-def _activity_card(style: Style) -> html.Div:
-    plot = graph("activity-plot", "Active units", 270, style)
-    explain = "Blue: the unit was not zero for some sample of the capture. A row that stays red is dead."
-    return html.Div(card("Active units", explain, plot), id="card-activity")
-
-
-def _history_card(style: Style) -> html.Div:
-    plot = graph("history-plot", "Norms, update ratio and drift", 460, style)
-    explain = (
-        "Drift is |w − reference| ÷ |reference|. Dotted green: an update of a thousandth of the weight, "  # noqa: RUF001
-        "the customary size. The same zoom applies to every plot of this page."
-    )
-    return html.Div(card("Norms, update ratio and drift", explain, plot, wide=True), id="card-history")
+def _card(
+    name: str, title: str, explain: str, height: int, style: Style, classes: dict[str, str]
+) -> html.Div:
+    plot = graph(f"{name}-plot", title, height, style)
+    return html.Div(card(title, explain, plot), id=f"card-{name}", className=classes.get(name, ""))
 
 
 def module_names(run: Run) -> list[str]:
@@ -163,7 +174,11 @@ def bias_of(run: Run, name: str) -> str:
     if rows["role"].iloc[0] in ("bias", "norm_bias", "norm_gain", "scalar"):
         return name
     sister = name.rsplit(".", 1)[0] + ".bias" if "." in name else "bias"
-    return sister if sister in set(tensors["tensor"]) else (name if int(rows["elements"].iloc[0]) <= 1024 else "")
+    return (
+        sister
+        if sister in set(tensors["tensor"])
+        else (name if int(rows["elements"].iloc[0]) <= 1024 else "")
+    )
 
 
 def draw_histogram(kind: str, scene: Scene) -> Figure:
@@ -206,7 +221,12 @@ def draw_activity(scene: Scene) -> Figure:
 def draw_history(scene: Scene) -> Figure:
     """Norms, ratio and drift."""
     run, name = scene.run, scene.text("tensor")
-    frames = (run.stats("weight", name), run.stats("gradient", name), run.stats("update", name), run.drift(name))
+    frames = (
+        run.stats("weight", name),
+        run.stats("gradient", name),
+        run.stats("update", name),
+        run.drift(name),
+    )
     return history(*frames, scene.style, step_range(scene.text("range")))
 
 
@@ -226,8 +246,14 @@ PLOTS = (
     Plot("activity-plot", _COMMON, draw_activity, keep=("tensor",)),
     Plot("history-plot", _COMMON, draw_history, keep=("tensor",)),
 )
-ZOOMED = ("quantile-plot", "history-plot", "bias-plot", "activity-plot", "histogram-weight", "histogram-gradient")
-SHOWN = ("weight", "gradient", "update", "activation", "bias", "activity", "history")
+ZOOMED = (
+    "quantile-plot",
+    "history-plot",
+    "bias-plot",
+    "activity-plot",
+    "histogram-weight",
+    "histogram-gradient",
+)
 
 
 def facts(run: Run, name: str) -> list[Any]:
@@ -237,7 +263,10 @@ def facts(run: Run, name: str) -> list[Any]:
     if rows.empty:
         modules = run.modules()
         kind = modules.loc[modules["module"] == name, "type"]
-        return [_fact("module", kind.iloc[0] if len(kind) else name), _fact("depth", _depth(modules, name, "module"))]
+        return [
+            _fact("module", kind.iloc[0] if len(kind) else name),
+            _fact("depth", _depth(modules, name, "module")),
+        ]
     row = rows.iloc[0]
     shape = " × ".join(str(n) for n in row["shape"])  # noqa: RUF001 - the multiplication sign
     items = [
@@ -251,10 +280,16 @@ def facts(run: Run, name: str) -> list[Any]:
     latest = run.stats("weight", name).tail(1)
     if len(latest):
         last = latest.iloc[0]
-        items += [_fact("norm", number(last["norm"])), _fact("mean", number(last["mean"])), _fact("std", number(last["std"]))]
+        items += [
+            _fact("norm", number(last["norm"])),
+            _fact("mean", number(last["mean"])),
+            _fact("std", number(last["std"])),
+        ]
         bad = int(last["nans"] + last["infs"])
         items += [_fact("NaN or infinite", integer(bad))] if bad else []
-    aliases = [alias for alias in row["names"] if alias != name] if isinstance(row["names"], list | tuple) else []
+    aliases = (
+        [alias for alias in row["names"] if alias != name] if isinstance(row["names"], list | tuple) else []
+    )
     return [*items, *([_fact("tied to", ", ".join(aliases))] if aliases else [])]
 
 
@@ -269,7 +304,9 @@ def _fact(label: str, value: str) -> html.Span:
 
 def about(judged: Judgement | None, name: str, module: str) -> list[Any]:
     """The findings that name this layer."""
-    return [f for f in (judged.findings if judged else []) if name in f.layers or (module and module in f.layers)]
+    return [
+        f for f in (judged.findings if judged else []) if name in f.layers or (module and module in f.layers)
+    ]
 
 
 def available(run: Run, name: str) -> list[str]:
@@ -298,9 +335,10 @@ def register(app: Dash, library: Library) -> None:
         *[Output(f"card-{card}", "className") for card in SHOWN],
         Input(state_id("tensor"), "value"),
         Input("pulse", "data"),
+        Input("verdict", "data"),
         State("page", "data"),
     )
-    def describe(name: str, _pulse: Any, page: dict[str, Any]) -> list[Any]:
+    def describe(name: str, _pulse: Any, _verdict: Any, page: dict[str, Any]) -> list[Any]:
         try:
             run = library.run(page["run"])
             judged = library.judgement(page["run"], wait=0.5)

@@ -27,7 +27,12 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     losses = [run.scalars(name)["value"].to_numpy() for name in ("train_loss", "val_loss")]
     parts: list[Any] = []
     if run.scalars("val_loss").empty:
-        text = [html.P("Overfitting shows as a gap between validation and training loss. Log the validation loss:"), code(HOW)]
+        text = [
+            html.P(
+                "Overfitting shows as a gap between validation and training loss. Log the validation loss:"
+            ),
+            code(HOW),
+        ]
         parts.append(notice("No val_loss was logged", text))
     parts += [
         html.Div(summary(run), id="overfitting-summary", className="body"),
@@ -53,7 +58,9 @@ def summary(run: Run) -> list[Any]:
     now, then = (gaps["gap"].iloc[-1], gaps.loc[gaps["step"] == best[0], "gap"]) if len(gaps) else (None, [])
     figures = [
         key_figure("Best validation", number(best[1]), f"at step {integer(best[0])}", "good"),
-        key_figure("Latest validation", number(val["value"].iloc[-1]), f"at step {integer(val['step'].iloc[-1])}"),
+        key_figure(
+            "Latest validation", number(val["value"].iloc[-1]), f"at step {integer(val['step'].iloc[-1])}"
+        ),
         key_figure("Gap now", number(now), "validation − training"),  # noqa: RUF001
         key_figure("Gap at the best", number(then.iloc[0]) if len(then) else number(None), ""),
         key_figure("Weight norm ÷ first", number(_last(weight_growth(run))), "all layers"),
@@ -98,7 +105,10 @@ def register(app: Dash, library: Library) -> None:
     """The summary follows a live run."""
 
     @app.callback(
-        Output("overfitting-summary", "children"), Input("pulse", "data"), State("page", "data"), prevent_initial_call=True
+        Output("overfitting-summary", "children"),
+        Input("pulse", "data"),
+        State("page", "data"),
+        prevent_initial_call=True,
     )
     def update(_pulse: Any, page: dict[str, Any]) -> list[Any]:
         return summary(library.run(page["run"]))

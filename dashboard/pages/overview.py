@@ -39,7 +39,9 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
                     graph("loss-plot", "Loss and generalisation gap", height, style),
                     tools=[scale(view, *losses), smoothing(view), hidden(view, "range")],
                 ),
-                html.Div(findings(view.run, judged), id="findings", className="findings", **{"aria-live": "polite"}),
+                html.Div(
+                    findings(view.run, judged), id="findings", className="findings", **{"aria-live": "polite"}
+                ),
             ],
             className="split",
         ),
@@ -47,7 +49,9 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     if others:
         height = multiples_height(len(others), style.narrow)
         explain = "Everything else that was logged, each on its own axis."
-        parts.append(card("Other scalars", explain, graph("scalars-plot", "Other scalars", height, style), wide=True))
+        parts.append(
+            card("Other scalars", explain, graph("scalars-plot", "Other scalars", height, style), wide=True)
+        )
     return parts
 
 
@@ -70,14 +74,18 @@ def key_figures(run: Run, judged: Judgement | None) -> list[html.Div]:
         key_figure("Steps", integer(steps), pace),
         key_figure("Duration", duration(seconds), "still training" if run.live else ""),
         key_figure("Train loss", _latest(train), "latest"),
-        key_figure("Validation loss", _latest(val), f"best {number(best[1])} at {integer(best[0])}" if best else ""),
+        key_figure(
+            "Validation loss", _latest(val), f"best {number(best[1])} at {integer(best[0])}" if best else ""
+        ),
         key_figure(
             "Alarms",
             "…" if alarms is None else str(alarms),
             "checking" if judged is None else (f"{len(judged.findings) - len(judged.alarms)} remarks"),
             "" if alarms is None else ("good" if alarms == 0 else judged.health if judged else ""),
         ),
-        key_figure("Parameters", number(elements), f"{share(trainable / elements)} trainable" if elements else ""),
+        key_figure(
+            "Parameters", number(elements), f"{share(trainable / elements)} trainable" if elements else ""
+        ),
     ]
     overhead = run.scalars("overhead")
     if len(overhead):
@@ -114,9 +122,13 @@ def findings(name: str, judged: Judgement | None) -> list[Any]:
         text = f"The detectors stopped: {judged.error}. The plots below are not affected."
         return [notice("Not judged", text, "warning")]
     order = {"critical": 0, "warning": 1, "info": 2}
-    items: list[Any] = [finding_item(name, f) for f in sorted(judged.findings, key=lambda f: order[f.severity])]
+    items: list[Any] = [
+        finding_item(name, f) for f in sorted(judged.findings, key=lambda f: order[f.severity])
+    ]
     if not judged.alarms:
-        items.insert(0, notice("No alarms", "Every detector that could judge this run found it healthy.", "good"))
+        items.insert(
+            0, notice("No alarms", "Every detector that could judge this run found it healthy.", "good")
+        )
     if judged.notes:
         notes = html.Ul([html.Li(note) for note in judged.notes])
         items.append(html.Details([html.Summary(f"{len(judged.notes)} things could not be judged"), notes]))
@@ -148,7 +160,7 @@ def draw_scalars(scene: Scene) -> Figure:
 
 
 PLOTS = (
-    Plot("loss-plot", ("scale", "smoothing", "range"), draw_loss, keep=("scale",)),
+    Plot("loss-plot", ("scale", "smoothing", "range"), draw_loss, keep=("scale",), judged=True),
     Plot("scalars-plot", ("smoothing",), draw_scalars),
 )
 ZOOMED = ("loss-plot",)
@@ -161,10 +173,11 @@ def register(app: Dash, library: Library) -> None:
         Output("key-figures", "children"),
         Output("findings", "children"),
         Input("pulse", "data"),
+        Input("verdict", "data"),
         State("page", "data"),
         prevent_initial_call=True,
     )
-    def update(_pulse: Any, page: dict[str, Any]) -> tuple[Any, Any]:
+    def update(_pulse: Any, _verdict: Any, page: dict[str, Any]) -> tuple[Any, Any]:
         name = page["run"]
         try:
             judged = library.judgement(name)

@@ -22,11 +22,11 @@ TITLE = "Runs"
 PLOTS: tuple[Plot, ...] = ()
 RANK = {"critical": 3, "warning": 2, "checking": 1, "unknown": 1, "healthy": 0}
 
-FIRST_RUN = '''from layerwatch import watch
+FIRST_RUN = """from layerwatch import watch
 
 watcher = watch(model, optimizer, run="runs/exp1")
 # in the loop: loss.backward(); optimizer.step(); optimizer.zero_grad()
-watcher.log(train_loss=loss)'''
+watcher.log(train_loss=loss)"""
 
 
 def layout(view: View, library: Library, style: Style) -> list[Any]:
@@ -36,7 +36,9 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     parts: list[Any] = []
     if not names:
         text = [
-            html.P(f"There is no run in {library.root} yet. These lines write one; it appears here by itself:"),
+            html.P(
+                f"There is no run in {library.root} yet. These lines write one; it appears here by itself:"
+            ),
             code(FIRST_RUN),
             html.P("Or train five small example runs with `layerwatch demo`."),
         ]
@@ -54,12 +56,26 @@ def _grid(library: Library, style: Style) -> dag.AgGrid:
     rows = table(library)
     right = {"type": "rightAligned", "filter": "agNumberColumnFilter", "cellClass": "figure"}
     columns = [
-        {"field": "run", "headerName": "Run", "cellRenderer": "RunLink", "minWidth": 190, "flex": 2, "pinned": None},
+        {
+            "field": "run",
+            "headerName": "Run",
+            "cellRenderer": "RunLink",
+            "minWidth": 190,
+            "flex": 2,
+            "pinned": None,
+        },
         {"field": "rank", "headerName": "Health", "cellRenderer": "Health", "width": 112, "filter": False},
         {"field": "finding", "headerName": "Worst finding", "minWidth": 190, "flex": 2},
         right | {"field": "step", "headerName": "Last step", "width": 122, "valueFormatter": _shown("step")},
-        {"field": "seconds", "headerName": "Age", "width": 118, "valueFormatter": _shown("seconds"), "filter": False},
-        right | {"field": "train", "headerName": "Train loss", "width": 126, "valueFormatter": _shown("train")},
+        {
+            "field": "seconds",
+            "headerName": "Age",
+            "width": 118,
+            "valueFormatter": _shown("seconds"),
+            "filter": False,
+        },
+        right
+        | {"field": "train", "headerName": "Train loss", "width": 126, "valueFormatter": _shown("train")},
         right | {"field": "val", "headerName": "Val loss", "width": 118, "valueFormatter": _shown("val")},
         right | {"field": "gap", "headerName": "Gap", "width": 100, "valueFormatter": _shown("gap")},
     ]
@@ -67,7 +83,12 @@ def _grid(library: Library, style: Style) -> dag.AgGrid:
         id="runs-grid",
         rowData=rows,
         columnDefs=columns,
-        defaultColDef={"sortable": True, "filter": True, "resizable": True, "suppressHeaderMenuButton": False},
+        defaultColDef={
+            "sortable": True,
+            "filter": True,
+            "resizable": True,
+            "suppressHeaderMenuButton": False,
+        },
         getRowId="params.data.run",
         dashGridOptions={
             "domLayout": "autoHeight" if len(rows) <= 60 else "normal",
@@ -107,7 +128,11 @@ def row(library: Library, name: str, run: Run) -> dict[str, Any]:
     health = judged.health if judged else "checking"
     worst = judged.alarms[0] if judged and judged.alarms else None
     more = f" +{len(judged.alarms) - 1}" if judged and len(judged.alarms) > 1 else ""
-    numbers = {"train": _last(train["value"].to_numpy()), "val": _last(val["value"].to_numpy()), "gap": _last(gaps)}
+    numbers = {
+        "train": _last(train["value"].to_numpy()),
+        "val": _last(val["value"].to_numpy()),
+        "gap": _last(gaps),
+    }
     seconds = time.time() - float(run.info.get("updated") or run.info.get("created") or time.time())
     return {
         "run": name,
@@ -118,7 +143,9 @@ def row(library: Library, name: str, run: Run) -> dict[str, Any]:
         "finding": words(worst.problem) + more if worst else ("" if health != "checking" else "checking"),
         "step": step,
         "seconds": seconds,
-        **{key: value if value is not None and np.isfinite(value) else None for key, value in numbers.items()},
+        **{
+            key: value if value is not None and np.isfinite(value) else None for key, value in numbers.items()
+        },
         "texts": {
             "step": integer(step) if step >= 0 else number(None),
             "seconds": "live" if run.live else age(time.time() - seconds),
@@ -145,8 +172,9 @@ def register(app: Dash, library: Library) -> None:
         Output("runs-grid", "rowData"),
         Output("runs-card", "className"),
         Input("pulse", "data"),
+        Input("verdict", "data"),
         prevent_initial_call=True,
     )
-    def rows(_pulse: Any) -> tuple[Any, Any]:
+    def rows(_pulse: Any, _verdict: Any) -> tuple[Any, Any]:
         found = table(library)
         return found, ("" if found else no_update)

@@ -1,0 +1,106 @@
+"""The real server in a process of its own, a real Chromium, and a page that fails the test on any console error."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+
+from layerwatch import Run
+from tests.dashboard.tiny import write_runs
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
+CHECKOUT = Path(__file__).resolve().parents[2]
+SERVE = "import sys; from pathlib import Path; from layerwatch.dashboard import serve; serve(Path(sys.argv[1]), port=0)"
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """A Python process that sees this checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    process.wait(timeout=20)
+    if process.stdout:
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def runs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def server(runs_root: Path) -> Iterator[str]:
+    """The address of a dashboard over the runs, without the slash at the end."""
+    process = start("-c", SERVE, str(runs_root))
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    watchdog.cancel()
+    assert "http://127.0.0.1:" in line, f"the server said {line!r}"
+    yield line.split()[2].rstrip("/")
+    stop(process)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    program = os.environ.get("LAYERWATCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, server: str) -> Iterator[Callable[..., Page]]:
+    """Open a path in a fresh profile. Console errors and requests to other hosts fail the test at its end."""
+    contexts: list[BrowserContext] = []
+    wrong: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            wrong.append(f"console {message.type}: {message.text}")
+
+    def asked(request: Request) -> None:
+        if not request.url.startswith((server + "/", "data:", "blob:")):
+            wrong.append(f"request to {request.url}")
+
+    def open_path(path: str, width: int = 1440, height: int = 900, scheme: str = "light") -> Page:
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # pyright: ignore[reportArgumentType]
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("console", heard)
+        page.on("pageerror", lambda error: wrong.append(f"page error: {error}"))
+        page.on("request", asked)
+        page.goto(path if path.startswith("http") else server + path)
+        return page
+
+    yield open_path
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture(scope="session")
+def healthy(runs_root: Path) -> Run:
+    return Run(runs_root / "healthy")

@@ -1,0 +1,50 @@
+"""What a test reads from a page: the traces as Plotly holds them, with typed arrays decoded."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from playwright.sync_api import Page
+
+TRACES = """name => {
+  const plot = document.querySelector(`[id="${name}"] .js-plotly-plot`);
+  return plot && plot.data ? JSON.parse(JSON.stringify(plot.data.map(({_inputArray, ...rest}) => rest), (key, value) =>
+    key === "_inputArray" ? undefined : value)) : null;
+}"""
+LAYOUT = """([name, path]) => {
+  const plot = document.querySelector(`[id="${name}"] .js-plotly-plot`);
+  return path.split(".").reduce((part, key) => part?.[key], plot?._fullLayout);
+}"""
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """The first true answer."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        answer = condition()
+        if answer:
+            return answer
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def traces(page: Page, name: str) -> list[dict[str, Any]]:
+    """The traces of a plot once it has any."""
+    return until(lambda: page.evaluate(TRACES, name), f"data in the plot {name}")
+
+
+def layout(page: Page, name: str, path: str) -> Any:
+    """A value of a plot's finished layout."""
+    return page.evaluate(LAYOUT, [name, path])
+
+
+def array(value: Any) -> np.ndarray:
+    """A plain list or a typed array of Plotly as numpy."""
+    if isinstance(value, list):
+        return np.array(value, dtype=float)
+    flat = np.frombuffer(base64.b64decode(value["bdata"]), dtype=value["dtype"])
+    return flat.reshape([int(n) for n in value["shape"].split(",")]) if "shape" in value else flat

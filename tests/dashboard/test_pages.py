@@ -1,0 +1,301 @@
+"""Every page opens for every run, and every plot of it draws, without a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from dash.development.base_component import Component
+
+from layerwatch.dashboard.app import open_page
+from layerwatch.dashboard.components import state_id
+from layerwatch.dashboard.figures.theme import LIGHT, Style
+from layerwatch.dashboard.pages import PAGES, drift, gradient_flow, layer, overfitting, overview, runs
+from layerwatch.dashboard.plots import draw
+from layerwatch.dashboard.queries import Library
+from layerwatch.dashboard.urls import RUN_PAGES, View
+from tests.dashboard.test_figures import unpack
+
+RUNS = ["healthy", "vanishing", "nested/blow-up", "finetune"]
+SCREENS = [{"theme": "light", "narrow": False}, {"theme": "dark", "narrow": True}]
+
+
+def walk(item: Any) -> Iterator[Any]:
+    """Every component and text of a layout."""
+    if isinstance(item, list | tuple):
+        for part in item:
+            yield from walk(part)
+    elif item is not None:
+        yield item
+        yield from walk(getattr(item, "children", None))
+
+
+def parts(body: list[Any]) -> list[Component]:
+    return [item for item in walk(body) if isinstance(item, Component)]
+
+
+def controls(body: list[Any]) -> dict[str, Any]:
+    found = {}
+    for item in parts(body):
+        key = getattr(item, "id", None)
+        if isinstance(key, dict):
+            found[key["state"]] = getattr(item, "value", None)
+    return found
+
+
+def text(body: list[Any]) -> str:
+    return " ".join(item for item in walk(body) if isinstance(item, str))
+
+
+def figures(library: Library, page: str, run: str, screen: dict[str, Any], **params: str) -> dict[str, Any]:
+    _, _, body = open_page(library, View(page, run, params), screen)
+    values = controls(body)
+    drawn = {}
+    for plot in PAGES[page].PLOTS:
+        drawn[plot.id] = draw(plot, library, {"run": run}, screen, [values[key] for key in plot.controls])
+    return drawn
+
+
+@pytest.mark.parametrize("screen", SCREENS, ids=["light", "dark-narrow"])
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("page", RUN_PAGES)
+def test_every_page_opens_and_draws(library: Library, page: str, run: str, screen: dict[str, Any]) -> None:
+    _, title, body = open_page(library, View(page, run), screen)
+    assert run in text(title)
+    assert "cannot be shown" not in text(title)
+    assert "Something went wrong" not in text(title)
+    assert body
+    for name, figure in figures(library, page, run, screen).items():
+        assert "could not be drawn" not in str(figure["layout"].get("annotations")), name
+        assert go.Figure(figure).layout.template.layout.font.color
+
+
+def test_every_word_of_the_navigation_is_a_link(library: Library) -> None:
+    for view in (View(), View("drift", "nested/blow-up")):
+        nav, _, _ = open_page(library, view, {})
+        links = {item.children: item.href for item in parts(nav) if type(item).__name__ == "A"}
+        assert list(links) == ["Runs", *RUN_PAGES.values()]
+    assert links["Gradient flow"] == "/run/nested/blow-up/gradient-flow"
+
+
+def test_the_runs_table_links_every_run_by_its_name(library: Library) -> None:
+    rows = {row["run"]: row for row in runs.table(library)}
+    assert set(rows) == set(RUNS)
+    assert rows["nested/blow-up"]["href"] == "/run/nested/blow-up/overview"
+    assert rows["healthy"]["step"] == 59
+    assert rows["healthy"]["train"] == library.run("healthy").scalars("train_loss")["value"].iloc[-1]
+    assert rows["nested/blow-up"]["train"] is None  # NaN is no number for a grid
+    assert rows["finetune"]["texts"]["val"] == "–"
+
+
+def test_an_empty_folder_shows_the_lines_that_write_a_log(tmp_path: Path) -> None:
+    _, _, body = open_page(Library(tmp_path), View(), {})
+    assert "from layerwatch import watch" in text(body)
+
+
+def test_a_run_folder_itself_can_be_the_root(runs_root: Path) -> None:
+    assert list(Library(runs_root / "healthy").runs()) == ["healthy"]
+
+
+@pytest.mark.parametrize("name", ["../healthy", "..", "/etc", "healthy/../../x", "nested", ""])
+def test_only_names_that_were_found_open(library: Library, name: str) -> None:
+    _, title, body = open_page(library, View("overview", name), {})
+    assert "cannot be shown" in text(title)
+    assert "no run named" in text(body) or "no page" in text(body)
+
+
+def test_a_damaged_run_is_reported_and_does_not_hide_the_others(runs_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "good").symlink_to(runs_root / "healthy")
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "run.json").write_text("{not json")
+    library = Library(tmp_path)
+    _, _, body = open_page(library, View(), {})
+    assert "Folders that cannot be read" in text(body)
+    _, _, body = open_page(library, View("overview", "bad"), {})
+    assert "damaged" in text(body)
+
+
+def test_a_fault_of_a_page_becomes_a_card(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> list[Any]:
+        raise ZeroDivisionError("by design")
+
+    monkeypatch.setattr(overview, "layout", broken)
+    nav, title, body = open_page(library, View("overview", "healthy"), {})
+    assert "Something went wrong" in text(title)
+    assert "ZeroDivisionError: by design" in text(body)
+    assert "Overview" in text(nav)
+
+
+def test_gradient_norms_on_screen_are_those_of_the_run(library: Library) -> None:
+    figure = figures(library, "gradient-flow", "healthy", SCREENS[0])["flow-map"]
+    stats = library.run("healthy").stats("gradient")
+    table = stats.pivot_table(index="tensor", columns="step", values="norm", sort=False)
+    assert figure["data"][0]["y"] == list(table.index)
+    assert figure["data"][0]["x"] == list(table.columns)
+    np.testing.assert_allclose(unpack(figure["data"][0]["customdata"]), table.to_numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", gradient_flow.METRICS)
+def test_every_quantity_has_a_map(library: Library, metric: str) -> None:
+    figure = figures(library, "gradient-flow", "healthy", SCREENS[0], metric=metric)["flow-map"]
+    assert figure["data"], metric
+    assert np.isfinite(unpack(figure["data"][0]["customdata"])).any()
+
+
+def test_the_dead_unit_share_is_the_share_of_silent_units(library: Library) -> None:
+    figure = figures(library, "gradient-flow", "healthy", SCREENS[0], metric="dead_units")["flow-map"]
+    names, values = figure["data"][0]["y"], unpack(figure["data"][0]["customdata"])
+    _, active = library.run("healthy").activity("activation", "1")
+    np.testing.assert_allclose(values[names.index("1")], 1 - active.mean(axis=1), atol=1e-6)
+
+
+def test_nan_gradients_are_red(library: Library) -> None:
+    figure = figures(library, "gradient-flow", "nested/blow-up", SCREENS[0])["flow-map"]
+    red = next(trace for trace in figure["data"] if trace["name"] == "NaN or infinite")
+    stats = library.run("nested/blow-up").stats("gradient")
+    bad = int(((stats["nans"] + stats["infs"]) > 0).sum())
+    assert bad > 0
+    assert int(np.nansum(unpack(red["z"]))) == bad
+
+
+def test_a_pattern_chooses_layers_and_a_bad_one_is_explained(library: Library) -> None:
+    figure = figures(library, "gradient-flow", "healthy", SCREENS[0], filter=r"^2\.")["flow-map"]
+    assert figure["data"][0]["y"] == ["2.weight", "2.bias"]
+    whole = gradient_flow.grid(library, library.run("healthy"), "gradient_norm")
+    found, wrong = gradient_flow.matching(whole.names, "(")
+    assert len(found) == len(whole.names)
+    assert "not a regular expression" in wrong
+
+
+def test_a_pattern_that_hangs_backtracking_engines_returns_at_once() -> None:
+    found, wrong = gradient_flow.matching(["a" * 5000 + "!"], "(a+)+$")
+    assert (found, wrong) == ([], "")
+
+
+def test_a_step_range_reads_only_that_range(library: Library) -> None:
+    figure = figures(library, "gradient-flow", "healthy", SCREENS[0], range="20:30")["flow-map"]
+    steps = figure["data"][0]["x"]
+    assert min(steps) >= 19
+    assert max(steps) <= 31
+    assert figure["layout"]["xaxis"]["range"] == [20.0, 30.0]
+
+
+def test_drift_bars_are_the_last_relative_l2(library: Library) -> None:
+    figure = figures(library, "drift", "healthy", SCREENS[0])["drift-map"]
+    bars = next(trace for trace in figure["data"] if trace["type"] == "bar")
+    last = library.run("healthy").drift().groupby("tensor", sort=False)["relative_l2"].last()
+    assert bars["y"] == list(last.index)
+    assert bars["x"] == pytest.approx(last.tolist())
+
+
+def test_drift_of_a_block_adds_squares(library: Library) -> None:
+    rows = library.run("healthy").drift()
+    rows = rows[rows["step"] == rows["step"].max()]
+    block = rows[rows["tensor"].str.startswith("0.")]
+    expected = np.sqrt((block["distance"] ** 2).sum() / (block["reference_norm"] ** 2).sum())
+    found = drift.by_block(rows)
+    assert found.loc[found["tensor"] == "0", "relative_l2"].item() == pytest.approx(expected)
+
+
+def test_frozen_layers_are_named(library: Library) -> None:
+    card = text(drift.still_card(library.run("finetune"), "finetune"))
+    assert "Frozen" in card
+    assert "0.weight" in card
+    assert "2.weight" not in card
+
+
+def test_the_layer_page_starts_with_the_worst_layer(library: Library) -> None:
+    judged = library.judgement("vanishing", wait=60)
+    assert judged is not None
+    named = [name for finding in judged.alarms for name in finding.layers]
+    assert named, "the vanishing run should raise an alarm that names a layer"
+    _, _, body = open_page(library, View("layer", "vanishing"), {})
+    assert controls(body)["tensor"] == named[0]
+
+
+def test_without_findings_the_layer_page_starts_with_the_first_matrix(library: Library) -> None:
+    assert layer.worst(library.run("healthy"), None) == "0.weight"
+
+
+def test_a_weight_comes_with_the_bias_of_its_module(library: Library) -> None:
+    figure = figures(library, "layer", "healthy", SCREENS[0], tensor="2.weight")["bias-plot"]
+    _, values = library.run("healthy").values("2.bias")
+    np.testing.assert_allclose(unpack(figure["data"][0]["z"]), values.T, rtol=1e-6)
+
+
+def test_a_module_shows_its_output_and_hides_what_it_lacks(library: Library) -> None:
+    shown = dict(zip(layer.SHOWN, layer.available(library.run("healthy"), "1"), strict=True))
+    assert shown["weight"] == "hidden"
+    assert shown["activation"] == ""
+    figure = figures(library, "layer", "healthy", SCREENS[0], tensor="1")["activity-plot"]
+    _, active = library.run("healthy").activity("activation", "1")
+    np.testing.assert_array_equal(unpack(figure["data"][0]["z"]), active.T)
+
+
+def test_histograms_on_screen_hold_every_element(library: Library) -> None:
+    figure = figures(library, "layer", "healthy", SCREENS[0], tensor="0.weight", scale="log")["histogram-weight"]
+    shares = unpack(figure["data"][0]["customdata"])
+    np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-5)
+
+
+def test_overfitting_says_how_to_log_a_validation_loss(library: Library) -> None:
+    _, _, body = open_page(library, View("overfitting", "finetune"), {})
+    assert "watcher.log(val_loss=" in text(body)
+
+
+def test_weight_growth_is_the_norm_over_all_layers(library: Library) -> None:
+    run = library.run("healthy")
+    stats = run.stats("weight")
+    by_step = stats.groupby("step")["norm"].apply(lambda norms: np.sqrt((norms**2).sum()))
+    assert overfitting.weight_growth(run)["value"].iloc[-1] == pytest.approx(by_step.iloc[-1] / by_step.iloc[0])
+
+
+def test_compare_shows_only_what_differs(library: Library) -> None:
+    from layerwatch.dashboard.pages.compare import differences, settings
+
+    rows, same = differences(settings(library.run("healthy")), settings(library.run("vanishing")))
+    assert ("config.lr", "0.1", "0.05") in rows
+    assert same > 0
+    assert all(one != two for _, one, two in rows)
+
+
+def test_controls_take_their_value_from_the_address_and_ignore_nonsense(library: Library) -> None:
+    params = {"metric": "update_ratio", "order": "badness", "colors": "nonsense", "at": "12", "range": "a:b"}
+    _, _, body = open_page(library, View("gradient-flow", "healthy", params), {})
+    values = controls(body)
+    assert (values["metric"], values["order"], values["colors"], values["at"]) == ("update_ratio", "badness", "robust", 12)
+    assert figures(library, "gradient-flow", "healthy", SCREENS[0], **params)["flow-map"]["data"]
+
+
+def test_a_finding_links_its_layers(library: Library) -> None:
+    judged = library.judgement("vanishing", wait=60)
+    items = overview.findings("vanishing", judged)
+    links = [item.href for item in parts(items) if type(item).__name__ == "A"]
+    assert judged is not None
+    assert f"/run/vanishing/layer?tensor={judged.alarms[0].layers[0]}" in links
+
+
+def test_no_alarm_is_said_in_green() -> None:
+    from layerwatch.dashboard.queries import Judgement
+
+    (item,) = overview.findings("x", Judgement("stamp"))
+    assert "good" in item.className
+    assert "No alarms" in text([item])
+
+
+def test_a_plot_that_fails_says_so_in_its_place(library: Library) -> None:
+    plot = overview.PLOTS[0].__class__("loss-plot", (), lambda scene: 1 / 0)  # pyright: ignore[reportArgumentType]
+    figure = draw(plot, library, {"run": "healthy"}, {}, [])
+    assert "could not be drawn" in figure["layout"]["annotations"][0]["text"]
+    figure = draw(overview.PLOTS[1], library, {"run": "gone"}, {}, ["0"])
+    assert "cannot be read" in figure["layout"]["annotations"][0]["text"]
+
+
+def test_state_ids_are_what_the_browser_code_expects() -> None:
+    assert state_id("tensor") == {"state": "tensor"}
+    assert Style(LIGHT).palette.name == "light"
