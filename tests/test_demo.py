@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import layerwatch.demo
 from layerwatch import Run
+from layerwatch.cli import main
 from layerwatch.demo import run_demo
 from layerwatch.demo.trainings import TRAININGS
 
@@ -62,6 +64,16 @@ def test_what_is_in_the_way_and_no_run_is_left_alone(tmp_path: Path) -> None:
         run_demo(tmp_path, steps=1)
     assert precious.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["overfit"]  # and nothing was trained in vain
+
+
+def test_without_its_packages_the_demo_says_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(layerwatch.demo.NEEDED, "no_such_module", "no-such-package")
+    assert main(["demo", "--no-serve"]) == 2
+    assert capsys.readouterr().err == (
+        "layerwatch demo: the demo trains real networks and needs no-such-package: pip install 'layerwatch[demo]'\n"
+    )
 
 
 @pytest.mark.parametrize(
