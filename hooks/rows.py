@@ -44,4 +44,7 @@ class Rows:
 
 def _finite_or_null(column: pa.Array, name: str) -> pa.Array:
     """The range of a tensor without a finite element is unknown."""
-    return pc.if_else(pc.is_finite(column), column, None) if name in ("min", "max") else column
+    if name not in ("min", "max"):
+        return column
+    finite = pc.call_function("is_finite", [column])
+    return pc.call_function("if_else", [finite, column, pa.scalar(None, column.type)])

@@ -124,9 +124,7 @@ def watch(
 
 
 def _models(model: Models) -> list[nn.Module]:
-    models = (
-        [model] if isinstance(model, nn.Module) else list(model) if isinstance(model, Sequence) else [model]
-    )
+    models: list[nn.Module] = list(model) if isinstance(model, list | tuple) else [model]  # type: ignore[list-item]
     for m in models:
         if not isinstance(m, nn.Module):
             raise TypeError(f"expected a torch.nn.Module or a list of them as model, got {type(m).__name__}")

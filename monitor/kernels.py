@@ -30,9 +30,9 @@ def _compiled(fastmath: set[str] | bool = False) -> Callable[[Kernel], Kernel]:
 
     def compile_(kernel: Kernel) -> Kernel:
         try:
-            return njit(cache=True, nogil=True, fastmath=fastmath)(kernel)
+            return njit(cache=True, nogil=True, fastmath=fastmath)(kernel)  # type: ignore[return-value]
         except RuntimeError:  # a read-only installation without a home: compile in every process
-            return njit(nogil=True, fastmath=fastmath)(kernel)
+            return njit(nogil=True, fastmath=fastmath)(kernel)  # type: ignore[return-value]
 
     return compile_
 
@@ -52,7 +52,7 @@ def _finite_moments(x: NDArray, start: int, end: int) -> tuple[float, float, int
 
 
 @_compiled()
-def _ordered_range32(keys: NDArray, start: int, end: int) -> tuple[int, int]:
+def _ordered_range32(keys: NDArray, start: int, end: int) -> tuple[np.int32, np.int32]:
     """Smallest and largest float32 of keys[start:end] (int32 views), compared as ordered integers."""
     low = np.int32(0x7FFFFFFF)
     high = np.int32(-0x80000000)

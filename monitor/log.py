@@ -218,7 +218,7 @@ def write_part(run: Path, table: str, span: Span, batches: Sequence[pa.RecordBat
         content,
         temporary,
         compression="zstd",
-        use_dictionary=strings,
+        use_dictionary=strings,  # type: ignore[arg-type]  # names are taken, too
         row_group_size=ROW_GROUP,
         write_page_checksum=True,
     )

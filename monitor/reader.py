@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,7 +61,10 @@ class LogReader:
         return "|".join(wals + parts)
 
     def table(
-        self, name: str, columns: Sequence[str] | None = None, where: dict[str, Sequence[str]] | None = None
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        where: Mapping[str, Sequence[str]] | None = None,
     ) -> pa.Table:
         """Rows of one table.
 
@@ -76,7 +79,7 @@ class LogReader:
                 self.refresh()
         raise RunError(f"the files of {self.run} keep changing: is something deleting them?")
 
-    def _read(self, name: str, columns: list[str], where: dict[str, Sequence[str]]) -> pa.Table:
+    def _read(self, name: str, columns: list[str], where: Mapping[str, Sequence[str]]) -> pa.Table:
         schema = TABLES[name]
         clauses = [(column, "in", list(allowed)) for column, allowed in where.items()]
         with self._lock:
@@ -93,9 +96,8 @@ class LogReader:
         ]
         live = pa.Table.from_batches(batches, schema)
         for column, allowed in where.items():
-            live = live.filter(
-                pc.is_in(live[column], value_set=pa.array(list(allowed), schema.field(column).type))
-            )
+            values = pa.array(list(allowed), schema.field(column).type)
+            live = live.filter(pc.field(column).isin(values))
         return pa.concat_tables([*pieces, live.select(columns)])
 
     def _read_part(self, path: Path, schema: pa.Schema, target: pa.Schema, clauses: list) -> pa.Table | None:

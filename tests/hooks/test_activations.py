@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_linear_layers_and_units(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_convolutions_have_channels(tmp_path: Path, layout: torch.memory_format) -> None:
     torch.manual_seed(0)
-    model = Image().to(memory_format=layout)
+    model = Image().to(memory_format=layout)  # type: ignore[call-overload]
     seen = capture_outputs(model)
 
     def data(step: int) -> Tensor:
@@ -263,12 +264,9 @@ def test_a_compiled_model_has_no_added_graph_break(tmp_path: Path, backend: str,
 
 def test_a_scripted_part_is_left_alone(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
-    with torch.jit.optimized_execution(False):
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scripting is deprecated, and still in use
-            scripted = torch.jit.trace(model[0], torch.zeros(1, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated, and still in use
+        scripted = torch.jit.trace(model[0], torch.zeros(1, 8))
     mixed = nn.Sequential(scripted, model[1], model[2])  # type: ignore[arg-type]
     run = watched_training(tmp_path / "run", mixed, torch.optim.SGD(mixed.parameters(), 0.1))
     assert not (tmp_path / "run" / "errors.log").exists()

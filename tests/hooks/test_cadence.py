@@ -27,7 +27,7 @@ class Clock:
         hook: float = 0.0, first: int = 0,
     ) -> list[int]:  # fmt: skip
         """Steps take `step`, captures `costs` (the last goes on), hooks `hook` seconds; what is captured."""
-        queue = [costs] if isinstance(costs, float) else list(costs)
+        queue = list(costs) if isinstance(costs, list) else [costs]
         captured = []
         for number in range(first, first + steps):
             self.now += step

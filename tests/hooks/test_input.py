@@ -29,7 +29,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 def trying(*models: Any, **arguments: Any) -> Callable[[Path], Any]:
     """Calls `watch` with these arguments and a run folder."""
-    given = models or (mlp(),)
+    given: Any = models or (mlp(),)
     return lambda path: watch(*given, **{"run": path, **arguments})
 
 

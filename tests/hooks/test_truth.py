@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ CLIPS: dict[str, Callable[[list[nn.Parameter]], object]] = {
     "norm": lambda p: clip_grad_norm_(p, 0.01),
     "norm foreach": lambda p: clip_grad_norm_(p, 0.01, foreach=True),
     "norm plain": lambda p: clip_grad_norm_(p, 0.01, foreach=False),
-    "max norm": lambda p: clip_grad_norm_(p, 0.01, norm_type="inf"),
+    "max norm": lambda p: clip_grad_norm_(p, 0.01, norm_type=math.inf),
     "value": lambda p: clip_grad_value_(p, 1e-3),
     "value plain": lambda p: clip_grad_value_(p, 1e-3, foreach=False),
     "qualified": lambda p: nn.utils.clip_grad_norm_(p, 0.01),

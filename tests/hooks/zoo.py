@@ -134,7 +134,7 @@ ZOO = {
     "mlp with dropout": Entry(_mlp, _vector),
     "conv with batch norm": Entry(_conv, _image),
     "channels last": Entry(
-        lambda: _conv().to(memory_format=torch.channels_last),
+        lambda: _conv().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         lambda g: _image(g).to(memory_format=torch.channels_last),
         _sgd,
     ),

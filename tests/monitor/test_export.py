@@ -118,4 +118,6 @@ def test_exported_types_are_plain(run: Run, tmp_path: Path) -> None:
     export(run, out)
     schema = pq.read_schema(out)
     assert all(schema.field(name).type == pa.string() for name in ("tensor", "kind", "state", "stage"))
-    assert all(schema.field(name).type == pa.int64() for name in ("step", "units", "active_units", "sign_flips"))
+    assert all(
+        schema.field(name).type == pa.int64() for name in ("step", "units", "active_units", "sign_flips")
+    )

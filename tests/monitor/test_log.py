@@ -137,7 +137,8 @@ def test_every_common_reader_opens_a_part(tmp_path: Path) -> None:
     by_polars = pl.read_parquet(part)
     assert (by_polars.schema["tensor"], by_polars.schema["step"]) == (pl.String, pl.Int64)
     assert by_polars["count"].sum() == by_pandas["count"].sum()
-    kinds = duckdb.sql(f"SELECT typeof(tensor), typeof(step), count(*) FROM '{part}' GROUP BY ALL").fetchall()
+    query = f"SELECT typeof(tensor), typeof(step), count(*) FROM '{part}' GROUP BY ALL"
+    kinds = duckdb.execute(query).fetchall()
     assert kinds == [("VARCHAR", "BIGINT", 15)]
     types = {f.name: f.type for f in pq.read_schema(part)}
     assert types["tensor"] == pa.string()
@@ -193,7 +194,7 @@ def test_compaction_interrupted_at_any_point_loses_and_doubles_nothing(
     tmp_path: Path, die_at: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = several_files(tmp_path / "template")
-    completed = False
+    completed, number = False, 0
     for number in range(200):
         path = tmp_path / f"run{number}"
         shutil.copytree(template, path)
