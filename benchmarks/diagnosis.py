@@ -1,10 +1,12 @@
 """How often do the detectors alarm on healthy trainings, and do they name what is wrong with faulty ones?
 
-    python benchmarks/diagnosis.py --seeds 3 --every 1 10 50      # train the cases below, judge them
-    python benchmarks/diagnosis.py --runs FOLDER                  # judge runs; FOLDER/labels.json: {"run": ["code", ...]}
+    python benchmarks/diagnosis.py --seeds 3 --every 1 10 50      # train the cases below, judge them python
+    benchmarks/diagnosis.py --runs FOLDER                  # judge runs; FOLDER/labels.json: {"run": ["code",
+    ...]}
 
-Every case is an ordinary short training on made-up data. Faulty cases differ from a healthy one by one change. A case's
-label lists the codes that are right; none means healthy. An alarm is a finding of severity warning or critical.
+Every case is an ordinary short training on made-up data. Faulty cases differ from a healthy one by one
+change. A case's label lists the codes that are right; none means healthy. An alarm is a finding of severity
+warning or critical.
 """
 
 from __future__ import annotations
@@ -488,7 +490,9 @@ def train_lbfgs(attach: Callable, seed: int) -> None:
 
 
 def judge(run: Path, codes: Sequence[str]) -> tuple[list[Finding], bool]:
-    """The alarms of a run, and whether they are right: none for a healthy run, the first one right for a faulty one."""
+    """The alarms of a run, and whether they are right: none for a healthy run, the first one right for a
+    faulty one.
+    """
     alarms = [f for f in Run(run).findings() if f.alarm]
     right = not alarms if not codes else bool(alarms) and alarms[0].problem in codes
     return alarms, right
@@ -507,7 +511,8 @@ def report(rows: Sequence[tuple[str, Sequence[str], list[Finding], bool]]) -> No
     for name, codes, alarms, right in rows:
         if not right:
             print(
-                f"  {name}: expected {' or '.join(codes) or 'silence'}, got {', '.join(f.problem for f in alarms) or 'silence'}"
+                f"  {name}: expected {' or '.join(codes) or 'silence'}, got "
+                f"{', '.join(f.problem for f in alarms) or 'silence'}"
             )
             for f in alarms:
                 print(f"      {f.severity} {f.problem} from step {f.first_step}: {f.summary}")

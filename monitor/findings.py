@@ -55,7 +55,8 @@ _STOPS = (
     "attention_collapse", "logit_drift", "loss_spike", "nonfinite", "unused_parameters", "frozen_parameters",
     "layer_imbalance", *_BLOWS,
 )  # fmt: skip
-#: problem -> problems that bring it about. A finding is folded under the first cause that is an alarm of the same run
+#: problem -> problems that bring it about. A finding is folded under the first cause that is an alarm of the
+#: same run
 #: and began no later. The order of the table is the order of findings: what is higher explains what is lower.
 CAUSES: dict[str, tuple[str, ...]] = {
     "data_fault": (),
@@ -141,9 +142,8 @@ def find(run: Run, baselines: Sequence[Run] = ()) -> tuple[list[Finding], list[s
     Args:
         run: the run to judge. baselines: earlier good runs of the same training.
 
-    Returns:
-        Findings, root cause first, then worst first, one per problem; and notes: what could not be judged, and why.
-        A detector that raises becomes a note.
+    Returns: Findings, root cause first, then worst first, one per problem; and notes: what could not be
+        judged, and why. A detector that raises becomes a note.
     """
     from .detectors.history import History
 

@@ -1,7 +1,7 @@
 """One file per family of faults; each reads a run and says what is wrong.
 
-A detector is a pure function `History -> Finding | None`. To add one, decorate it with `detector("problem_code")` and
-name its module in the entry point group `layerwatch.detectors`.
+A detector is a pure function `History -> Finding | None`. To add one, decorate it with
+`detector("problem_code")` and name its module in the entry point group `layerwatch.detectors`.
 """
 
 from .history import Arrays, History, Series

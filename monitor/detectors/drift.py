@@ -20,11 +20,12 @@ UNEVEN = 10.0
 def excessive_drift(history: History) -> Finding | None:
     """Fine-tuning moved layers far from the pretrained weights.
 
-    Relative distance |w - w0| / |w0| above `drift_limit` when the user gave one; else above 0.5 for a layer that is not the
-    last one and was pretrained, when most layers moved so far, or this one ten times as far as the typical layer. Judged only
-    when the reference is a pretrained state: given by the user, or a start whose weights are those of no usual initialisation.
-    Told apart: training from scratch (drift is its purpose), a new head, LoRA, resumed runs. When nobody named the reference
-    and even the last layer was trained before, the run may simply go on with its own training: a remark.
+    Relative distance |w - w0| / |w0| above `drift_limit` when the user gave one; else above 0.5 for a layer
+    that is not the last one and was pretrained, when most layers moved so far, or this one ten times as far
+    as the typical layer. Judged only when the reference is a pretrained state: given by the user, or a start
+    whose weights are those of no usual initialisation. Told apart: training from scratch (drift is its
+    purpose), a new head, LoRA, resumed runs. When nobody named the reference and even the last layer was
+    trained before, the run may simply go on with its own training: a remark.
     """
     limit = history.info.get("drift_limit")
     names = tuple(
@@ -51,12 +52,15 @@ def excessive_drift(history: History) -> Finding | None:
     return history.finding(
         "excessive_drift",
         "info" if goes_on else "warning",
-        f"{names[worst]} moved by {last[worst]:.0%} of its size from the reference (typical layer: {usual:.0%}); "
-        f"{len(over)} of {len(names)} layers passed {threshold:.0%}, the first at step {history.steps[begin]}.",
+        f"{names[worst]} moved by {last[worst]:.0%} of its size from the reference (typical layer: "
+        f"{usual:.0%}); "
+        f"{len(over)} of {len(names)} layers passed {threshold:.0%}, the first at step "
+        f"{history.steps[begin]}.",
         first=_start_of(history, drift[:, worst], threshold),
         layers=[names[i] for i in over],
         evidence={"drift": float(last[worst]), "typical": usual, "threshold": threshold},
-        advice="Lower the learning rate (of these layers), freeze them, add L2-SP (a pull towards the reference) or use LoRA.",
+        advice="Lower the learning rate (of these layers), freeze them, add L2-SP (a pull towards the "
+        "reference) or use LoRA.",
         confidence=0.95 if limit is not None else 0.8,
     )
 
@@ -93,8 +97,8 @@ def _pretrained(
 def trained_modules(history: History) -> dict[str, bool]:
     """Module -> its weights before the first step come from a training, judged by what every initialisation leaves behind.
 
-    torch starts a bias constant or within 1 / sqrt(fan_in), and the gains and biases of a normalisation constant.
-    Training leaves neither so. Modules without a bias, and the last layer, are not judged.
+    torch starts a bias constant or within 1 / sqrt(fan_in), and the gains and biases of a normalisation
+    constant. Training leaves neither so. Modules without a bias, and the last layer, are not judged.
     """
     table, found = history.tensors, {}
     names = tuple(n for n in table.index if history.role(n) in ("bias", "norm_gain", "norm_bias"))

@@ -1,8 +1,9 @@
 """Gradients that explode or vanish on their way through the network.
 
-Both detectors measure a layer's *leverage* |g| |w| / L: how much the loss L changes, relatively, when the layer's weights
-change by a small share in the steepest direction. It has no units: scaling the loss, the weights before a normalisation
-layer (whose gradient goes as 1 / |w|, Hoffer et al. 2018) or the width does not change it, so layers can be compared.
+Both detectors measure a layer's *leverage* |g| |w| / L: how much the loss L changes, relatively, when the
+layer's weights change by a small share in the steepest direction. It has no units: scaling the loss, the
+weights before a normalisation layer (whose gradient goes as 1 / |w|, Hoffer et al. 2018) or the width does
+not change it, so layers can be compared.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from .history import MATRICES, Floats, History, lasting, nanmedian, persistent
 from .outcome import outcome, smooth, sums_to_zero
 from .registry import Unjudged, detector
 
-#: Leverage of a healthy layer is about 0.1 to 20; a thousand means that a change of 0.1 % doubles the loss.
-EXPLODING = 1e3
+#: Leverage of a healthy layer is about 0.1 to 30; 300 means that a change of 0.3 % doubles the loss.
+EXPLODING = 300.0
 #: First over last layers (AUTOTRAINER: 70 for exploding, beta1 = 1e-3 for vanishing).
 UNEVEN, VANISHING = 70.0, 1e-3
 #: Growth of the gradient norm over its usual size that, with a rising loss, is an explosion under way.
@@ -70,11 +71,11 @@ def _depth_profile(history: History, names: tuple[str, ...], table: Floats) -> t
 def exploding_gradients(history: History) -> Finding | None:
     """Gradients far too large for the weights that they belong to.
 
-    Any of: a layer's leverage above 1,000 at three consecutive captures; the gradient norm 100 times its usual size while
-    the loss rises (persistently); leverage of the first layers more than 70 times that of the last with a clear trend
-    through the depth, and a training that fails. Taken before clipping. Told apart: warm-up, batch size, loss scaling
-    and sum-reduced losses change gradients, not leverage; a converging loss does not raise it, because the first loss
-    bounds the denominator from below.
+    Any of: a layer's leverage above 300 at three consecutive captures; the gradient norm 100 times its
+    usual size while the loss rises (persistently); leverage of the first layers more than 70 times that of
+    the last with a clear trend through the depth, and a training that fails. Taken before clipping. Told
+    apart: warm-up, batch size, loss scaling and sum-reduced losses change gradients, not leverage; a
+    converging loss does not raise it, because the first loss bounds the denominator from below.
     """
     names = history.names(*MATRICES)
     table = leverage(history, names)
@@ -103,13 +104,15 @@ def _too_much_leverage(history: History, names: tuple[str, ...], table: Floats) 
     return history.finding(
         "exploding_gradients",
         "critical" if facts.bad else "warning",
-        f"Gradients explode in {worst[0]} from step {history.steps[begin]}: a change of its weights by 0.1 % would change "
+        f"Gradients explode in {worst[0]} from step {history.steps[begin]}: a change of its weights by 0.1 "
+        "% would change "
         f"the loss by up to {top / 10:.3g} %, and {facts.words()}.",
         first=history.steps[begin],
         last=history.steps[np.flatnonzero(often)[-1]],
         layers=worst,
         evidence={"leverage": top, "threshold": EXPLODING, "share_of_captures": float(often.mean())},
-        advice="Clip the gradient norm (1.0), and check the scale of the initial weights and inputs; for recurrent layers use "
+        advice="Clip the gradient norm (1.0), and check the scale of the initial weights and inputs; for "
+        "recurrent layers use "
         "orthogonal initialisation, LSTM or GRU.",
         confidence=0.95 if facts.bad else 0.8,
     )
@@ -134,7 +137,8 @@ def _sudden(history: History, names: tuple[str, ...]) -> Finding | None:
     return history.finding(
         "exploding_gradients",
         "critical",
-        f"The gradient norm grew to {total[begin:].max() / usual:.3g} times its usual size from step {history.steps[begin]}, "
+        f"The gradient norm grew to {total[begin:].max() / usual:.3g} times its usual size from step "
+        f"{history.steps[begin]}, "
         f"and {facts.words()}.",
         first=history.steps[begin],
         layers=worst[:5],
@@ -156,13 +160,15 @@ def _uneven(history: History, names: tuple[str, ...], table: Floats) -> Finding 
     return history.finding(
         "exploding_gradients",
         "critical",
-        f"Gradients grow towards the first layers: their leverage is {np.nanmedian(ratio[hits]):.3g} times that of the last "
+        f"Gradients grow towards the first layers: their leverage is {np.nanmedian(ratio[hits]):.3g} times "
+        "that of the last "
         f"layers from step {history.steps[begin]}, and {facts.words()}.",
         first=history.steps[begin],
         last=history.steps[np.flatnonzero(hits)[-1]],
         layers=worst[:5],
         evidence={"first_over_last": float(np.nanmedian(ratio[hits])), "threshold": UNEVEN},
-        advice="Check the scale of the initial weights (He or Xavier), add normalisation, clip the gradient norm (1.0).",
+        advice="Check the scale of the initial weights (He or Xavier), add normalisation, clip the "
+        "gradient norm (1.0).",
         confidence=0.8,
     )
 
@@ -171,11 +177,12 @@ def _uneven(history: History, names: tuple[str, ...], table: Floats) -> Finding 
 def vanishing_gradients(history: History) -> Finding | None:
     """The first layers receive next to no gradient compared with the last ones.
 
-    Median leverage of the first third of the matrices below 1/1000 of the last third's (AUTOTRAINER's beta1) with a rank
-    correlation with depth of at least 0.7, at three consecutive captures. Told apart: one odd layer (a key projection, a
-    zero-gamma branch, LoRA's A while B is 0, embeddings) is no trend through the depth; pre-norm weights have their
-    leverage, not their gradient, compared; exact zeros belong to dead or unused units. Without a stalled loss it is an
-    alarm only when the first layers also hardly move (Adam rescales small gradients: then it does no harm).
+    Median leverage of the first third of the matrices below 1/1000 of the last third's (AUTOTRAINER's beta1)
+    with a rank correlation with depth of at least 0.7, at three consecutive captures. Told apart: one odd
+    layer (a key projection, a zero-gamma branch, LoRA's A while B is 0, embeddings) is no trend through the
+    depth; pre-norm weights have their leverage, not their gradient, compared; exact zeros belong to dead or
+    unused units. Without a stalled loss it is an alarm only when the first layers also hardly move (Adam
+    rescales small gradients: then it does no harm).
     """
     names = history.names(*MATRICES)
     table = leverage(history, names)
@@ -197,7 +204,8 @@ def vanishing_gradients(history: History) -> Finding | None:
     return history.finding(
         "vanishing_gradients",
         "critical" if facts.stalled else "warning",
-        f"Gradients vanish on the way to {names[order[0]]}: the first layers' leverage is {value:.2g} of the last layers' from "
+        f"Gradients vanish on the way to {names[order[0]]}: the first layers' leverage is {value:.2g} of "
+        "the last layers' from "
         f"step {history.steps[begin]}, and {facts.words()}.",
         first=history.steps[begin],
         last=history.steps[np.flatnonzero(hits)[-1]],
@@ -207,7 +215,8 @@ def vanishing_gradients(history: History) -> Finding | None:
             "threshold": VANISHING,
             "trend": float(np.nanmedian(trend[hits])),
         },
-        advice="Use ReLU or GELU instead of sigmoid or tanh, residual connections or normalisation layers, and He or Xavier "
+        advice="Use ReLU or GELU instead of sigmoid or tanh, residual connections or normalisation "
+        "layers, and He or Xavier "
         "initialisation.",
         confidence=0.95 if facts.stalled else 0.7,
     )
@@ -237,9 +246,9 @@ def softmax_bias(history: History) -> str | None:
 def stale_gradients(history: History) -> Finding | None:
     """Gradients that are never reset, so that every step repeats all earlier ones.
 
-    For a classifier: the gradient of the output's bias is a mean of prediction - label and cannot leave [-1, 1]. It starts
-    inside and is outside in at least a tenth of the captures. Told apart: a sum-reduced loss is outside from the start.
-    Models without a softmax are not judged.
+    For a classifier: the gradient of the output's bias is a mean of prediction - label and cannot leave [-1,
+    1]. It starts inside and is outside in at least a tenth of the captures. Told apart: a sum-reduced loss is
+    outside from the start. Models without a softmax are not judged.
     """
     bias = softmax_bias(history)
     if bias is None or history.captures < 5:
@@ -258,7 +267,8 @@ def stale_gradients(history: History) -> Finding | None:
     return history.finding(
         "stale_gradients",
         "critical" if facts.bad else "warning",
-        f"Gradients pile up over the steps: that of {bias} reaches {size.max():.3g}, where one batch can give at most 1, and "
+        f"Gradients pile up over the steps: that of {bias} reaches {size.max():.3g}, where one batch can "
+        "give at most 1, and "
         f"{facts.words()}.",
         first=history.steps[min(first, begin)],
         evidence={
@@ -266,6 +276,7 @@ def stale_gradients(history: History) -> Finding | None:
             "threshold": 1.05,
             "share_of_captures": float(outside.mean()),
         },
-        advice="Call optimizer.zero_grad() once per step; when accumulating, divide the loss by the number of micro-batches.",
+        advice="Call optimizer.zero_grad() once per step; when accumulating, divide the loss by the "
+        "number of micro-batches.",
         confidence=0.9,
     )

@@ -132,8 +132,9 @@ def _kept(method: Callable[..., Answer]) -> Callable[..., Answer]:
 class History:
     """A run as detectors see it. Everything is computed when first asked for, then kept.
 
-    Per-tensor tables have one row per captured step (`steps`) and one column per tensor asked for; NaN where a tensor
-    has no row. Steps where every captured gradient was skipped by a loss scaler are marked in `skipped`.
+    Per-tensor tables have one row per captured step (`steps`) and one column per tensor asked for; NaN where
+    a tensor has no row. Steps where every captured gradient was skipped by a loss scaler are marked in
+    `skipped`.
     """
 
     def __init__(self, source: Source):
@@ -179,7 +180,9 @@ class History:
 
     @_kept
     def frame(self, kind: str, quantile: str | None = None) -> pd.DataFrame:
-        """`Run.stats(kind)`, or `Run.drift()`. Of the quantiles only the one asked for: histograms are slow to read."""
+        """`Run.stats(kind)`, or `Run.drift()`. Of the quantiles only the one asked for: histograms are slow to
+        read.
+        """
         if kind == "drift":
             return self.source.drift()
         columns = [c for c in columns_of(kind) if c not in QUANTILES or c == quantile]
@@ -216,7 +219,9 @@ class History:
 
     @_kept
     def states(self, names: tuple[str, ...]) -> NDArray[np.object_]:
-        """The state of each tensor as (captures, len(names)): trainable, frozen, unused, ...; None where unknown."""
+        """The state of each tensor as (captures, len(names)): trainable, frozen, unused, ...; None where
+        unknown.
+        """
         frame = self.frame("weight")
         out = np.full((self.captures, len(names)), None, object)
         if "state" not in frame or frame.empty or not names:

@@ -1,4 +1,6 @@
-"""What the losses themselves say: nothing is learnt, validation turns back, a spike, worse than earlier runs."""
+"""What the losses themselves say: nothing is learnt, validation turns back, a spike, worse than earlier
+runs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from .registry import detector
 GENERALISATION_LOSS = 5.0
 #: Successive evaluations without a new best (Prechelt's UP_3).
 PATIENCE = 3
-#: Spread of log loss that a healthy run does not leave (robust z; six healthy language-model runs stayed below 4.5).
+#: Spread of log loss that a healthy run does not leave (robust z; six healthy language-model runs stayed
+#: below 4.5).
 SPIKE = 8.0
 
 
@@ -23,10 +26,11 @@ SPIKE = 8.0
 def not_learning(history: History) -> Finding | None:
     """The loss has not left the level of a trivial predictor, and no mechanism explains why.
 
-    The training loss has fallen by less than 5 % (TheDeepChecker), or is still at log(classes); or the validation loss never
-    got below the trivial level while training went on (labels or validation data that do not fit the inputs). At least 20
-    losses over 100 steps. Told apart: a validation loss that still improves, a model that starts well below the trivial level (fine-tuning), several optimizers (the
-    losses of a GAN or an actor-critic need not fall), losses that change sign, a warm-up that has just ended.
+    The training loss has fallen by less than 5 % (TheDeepChecker), or is still at log(classes); or the
+    validation loss never got below the trivial level while training went on (labels or validation data that
+    do not fit the inputs). At least 20 losses over 100 steps. Told apart: a validation loss that still
+    improves, a model that starts well below the trivial level (fine-tuning), several optimizers (the losses
+    of a GAN or an actor-critic need not fall), losses that change sign, a warm-up that has just ended.
     """
     facts = outcome(history)
     if facts.points < 20 or _need_not_fall(history) or facts.broken_step is not None:
@@ -40,10 +44,12 @@ def not_learning(history: History) -> Finding | None:
         return history.finding(
             "not_learning",
             "critical",
-            f"Nothing is learnt: {facts.words()} in {history.last_step + 1} steps{_trivial_words(facts.trivial)}.",
+            f"Nothing is learnt: {facts.words()} in {history.last_step + 1} "
+            f"steps{_trivial_words(facts.trivial)}.",
             first=facts.diverged_step if facts.diverged and facts.best < 0.9 * facts.initial else 0,
             evidence={"loss_start": facts.initial, "loss_end": facts.end, "threshold": STALLED},
-            advice="Try to overfit a single batch; check labels, learning rate, zero_grad(), detach() and requires_grad.",
+            advice="Try to overfit a single batch; check labels, learning rate, zero_grad(), detach() and "
+            "requires_grad.",
             confidence=0.8,
         )
     return _memorises(history, level)
@@ -76,7 +82,8 @@ def _memorises(history: History, level: float) -> Finding | None:
         "not_learning",
         "critical",
         f"Nothing is learnt that holds on validation data: val_loss never got below {values.min():.4g}"
-        f"{_trivial_words(facts.trivial) or f' (the training started at {facts.initial:.4g})'}, while the training loss went "
+        f"{_trivial_words(facts.trivial) or f' (the training started at {facts.initial:.4g})'}, while the "
+        "training loss went "
         f"to {facts.end:.4g}.",
         first=0,
         evidence={"best_val_loss": float(values.min()), "trivial": level, "threshold": 1 - AT_TRIVIAL},
@@ -104,10 +111,10 @@ def _warming_up(history: History) -> bool:
 def overfitting(history: History) -> Finding | None:
     """The validation loss turned back while the training loss went on falling.
 
-    Prechelt's GL above 5 % (median of the last three evaluations against the best), no new best for at least three
-    evaluations (UP_3), a rise of more than three times the evaluations' own noise and 2 % of what was learnt, and a training
-    loss that has fallen since by 5 %. Told apart: noisy validation sets, dropout or augmentation that keep validation below
-    training, divergence (the training loss rises too).
+    Prechelt's GL above 5 % (median of the last three evaluations against the best), no new best for at least
+    three evaluations (UP_3), a rise of more than three times the evaluations' own noise and 2 % of what was
+    learnt, and a training loss that has fallen since by 5 %. Told apart: noisy validation sets, dropout or
+    augmentation that keep validation below training, divergence (the training loss rises too).
     """
     steps, values = finite(history.val_loss)
     facts = outcome(history)
@@ -131,7 +138,8 @@ def overfitting(history: History) -> Finding | None:
     return history.finding(
         "overfitting",
         "critical" if rise >= 0.2 else "warning",
-        f"val_loss turned back at step {steps[best]} ({course[best]:.4g}) and is {rise:.0%} higher now ({end:.4g}), while "
+        f"val_loss turned back at step {steps[best]} ({course[best]:.4g}) and is {rise:.0%} higher now "
+        f"({end:.4g}), while "
         f"{_training_words(facts.points, facts.end)}.",
         first=steps[best],
         evidence={
@@ -139,7 +147,8 @@ def overfitting(history: History) -> Finding | None:
             "threshold": GENERALISATION_LOSS,
             "evaluations_since_best": since,
         },
-        advice=f"Keep the weights of about step {steps[best]} (early stopping); add weight decay, dropout, augmentation or data.",
+        advice=f"Keep the weights of about step {steps[best]} (early stopping); add weight decay, dropout, "
+        "augmentation or data.",
         confidence=0.9,
     )
 
@@ -168,9 +177,10 @@ def _training_words(points: int, end: float) -> str:
 def loss_spike(history: History) -> Finding | None:
     """A sudden jump of the loss that undoes much of the training.
 
-    log(loss) more than 8 robust standard deviations above the last 100 losses, and at least half of all progress lost at
-    once. A spike that is gone within 50 steps, and was no higher than the start, is a remark. Told apart: the heavy tail of a
-    loss that is almost zero (half of the progress is not lost by one odd batch).
+    log(loss) more than 8 robust standard deviations above the last 100 losses, and at least half of all
+    progress lost at once. A spike that is gone within 50 steps, and was no higher than the start, is a
+    remark. Told apart: the heavy tail of a loss that is almost zero (half of the progress is not lost by one
+    odd batch).
     """
     series = finite(history.train_loss)
     facts = outcome(history)
@@ -207,7 +217,8 @@ def _spike(history: History, series: Series, at: int, z: float) -> Finding:
         first=series.step[at],
         last=series.step[min(at + 50, series.step.size - 1)] if recovered else None,
         evidence={"robust_z": z, "threshold": SPIKE, "height": height},
-        advice="Look at the batch of that step; clip the gradient norm, lower Adam's beta2 to 0.95, skip such batches.",
+        advice="Look at the batch of that step; clip the gradient norm, lower Adam's beta2 to 0.95, skip "
+        "such batches.",
         confidence=0.85,
     )
 
@@ -216,8 +227,9 @@ def _spike(history: History, series: Series, at: int, z: float) -> Finding:
 def regression(history: History) -> Finding | None:
     """The run ends worse than the earlier good runs it is compared with.
 
-    At the last three evaluations (of val_loss, else of the smoothed training loss) the run is above the baselines' median by
-    more than six median absolute deviations and 10 %, with at least three baselines; by 50 % with fewer.
+    At the last three evaluations (of val_loss, else of the smoothed training loss) the run is above the
+    baselines' median by more than six median absolute deviations and 10 %, with at least three baselines; by
+    50 % with fewer.
     """
     if not history.baselines:
         return None
@@ -240,7 +252,8 @@ def regression(history: History) -> Finding | None:
     return history.finding(
         "regression",
         "warning",
-        f"{pick} ends at {mine[-1]:.4g}, where {len(others)} earlier runs had {middle[-1]:.4g}; it has been worse since step "
+        f"{pick} ends at {mine[-1]:.4g}, where {len(others)} earlier runs had {middle[-1]:.4g}; it has "
+        "been worse since step "
         f"{own.step[begin]}.",
         first=own.step[begin],
         evidence={

@@ -14,12 +14,14 @@ from .registry import detector
 def nonfinite(history: History) -> Finding | None:
     """NaN or infinite numbers in the loss, the weights or the gradients (SageMaker Debugger: ExplodingTensor).
 
-    Told apart: a step that a loss scaler skipped may hold infinite gradients, that is its way of working; a module may
-    put out -inf (a mask) as long as loss and gradients stay finite. One non-finite gradient that left the weights whole
-    is no alarm; three consecutive ones are. A non-finite loss or weight needs no persistence.
+    Told apart: a step that a loss scaler skipped may hold infinite gradients, that is its way of working; a
+    module may put out -inf (a mask) as long as loss and gradients stay finite. One non-finite gradient that
+    left the weights whole is no alarm; three consecutive ones are. A non-finite loss or weight needs no
+    persistence.
 
-    The culprit is the first module in forward order whose output is not finite at the first captured step that shows
-    it, else the last tensor in order of definition whose gradient is not finite (backward runs from the end).
+    The culprit is the first module in forward order whose output is not finite at the first captured step
+    that shows it, else the last tensor in order of definition whose gradient is not finite (backward runs
+    from the end).
     """
     names = tuple(history.tensors.index)
     weights = _broken(history, "weight", names)
@@ -79,7 +81,9 @@ def _still_broken(history: History) -> bool:
 def _culprits(
     history: History, first: int, weights: np.ndarray, gradients: np.ndarray, names: tuple[str, ...]
 ) -> tuple[list[str], bool]:
-    """Names, worst first, and whether already the first module's output is broken (then the input is suspect)."""
+    """Names, worst first, and whether already the first module's output is broken (then the input is
+    suspect).
+    """
     modules = tuple(history.modules)
     outputs = _broken(history, "activation", modules)
     rows = np.flatnonzero(history.steps >= first)
@@ -100,6 +104,7 @@ def _advice(from_input: bool) -> str:
     if from_input:
         return "The first layer's output is already broken: check this batch for NaN or huge inputs."
     return (
-        "Look for log(0), 0/0 or sqrt(0) in the named layer and the loss; lower the learning rate, clip gradients, or use "
+        "Look for log(0), 0/0 or sqrt(0) in the named layer and the loss; lower the learning rate, clip "
+        "gradients, or use "
         "bfloat16 instead of float16."
     )

@@ -106,8 +106,9 @@ def _outcome(history: History) -> Outcome:
 def trivial_loss(history: History, initial: tuple[float, ...], end: float) -> float:
     """log(classes) when the loss looks like a softmax cross-entropy, else NaN.
 
-    It does when the output's gradient sums to zero over the classes, or when the first losses are within a third of
-    log(classes) (TheDeepChecker's test: a fresh classifier starts there), or the last ones within a few percent.
+    It does when the output's gradient sums to zero over the classes, or when the first losses are within a
+    third of log(classes) (TheDeepChecker's test: a fresh classifier starts there), or the last ones within a
+    few percent.
     """
     classes = _classes(history)
     if classes < 2:
@@ -122,7 +123,9 @@ def trivial_loss(history: History, initial: tuple[float, ...], end: float) -> fl
 
 
 def sums_to_zero(history: History, tensor: str) -> bool:
-    """The tensor's gradient sums to zero at the typical capture, as prediction - label does over the classes."""
+    """The tensor's gradient sums to zero at the typical capture, as prediction - label does over the
+    classes.
+    """
     mean, rms = (history.table("gradient", column, (tensor,))[:, 0] for column in ("mean", "rms"))
     known = np.nan_to_num(rms) > 0
     return bool(known.sum() >= 3 and np.median(np.abs(mean[known]) / rms[known]) < 1e-3)
@@ -145,7 +148,9 @@ def _stalled(initial: float, end: float, trivial: float) -> bool:
 
 
 def _diverged(steps: Ints, course: Floats, initial: float, best: float, noise: float) -> int | None:
-    """The step from which the smoothed loss stays above its best by much of the progress made, until the end."""
+    """The step from which the smoothed loss stays above its best by much of the progress made, until the
+    end.
+    """
     progress = max(initial - best, 0.0)
     least = max(5 * noise, 0.05 * abs(initial))
     limit = min(best + max(LOST_PROGRESS * progress, least), initial + max(0.2 * abs(initial), least))

@@ -10,8 +10,8 @@ from .history import MATRICES, History
 from .outcome import outcome
 from .registry import detector
 
-#: So many captures must agree before "never" is said.
-LEAST_CAPTURES = 5
+#: So many captures, over so many steps, must agree before "never" is said.
+LEAST_CAPTURES, LEAST_STEPS = 3, 50
 #: Unused parameters below this share of all trainable ones are a remark (a pooler that a task does not need).
 NEGLIGIBLE = 0.01
 
@@ -20,16 +20,16 @@ NEGLIGIBLE = 0.01
 def unused_parameters(history: History) -> Finding | None:
     """Parameters that require a gradient but never receive one (torch-audit TA104).
 
-    `grad` is None at every capture, or the gradient of a whole matrix is exactly zero at every capture. Told apart:
-    parameters frozen on purpose; biases that a following softmax or normalisation makes irrelevant (only matrices count
-    when the gradient is zero, with the biases of their module); LoRA's A, which starts at zero gradient and leaves it;
-    branches used now and then (one gradient is enough). Less than 1 % of the trainable elements is a remark: pretrained
-    models often carry a head that the task leaves aside.
+    `grad` is None at every capture, or the gradient of a whole matrix is exactly zero at every capture. Told
+    apart: parameters frozen on purpose; biases that a following softmax or normalisation makes irrelevant
+    (only matrices count when the gradient is zero, with the biases of their module); LoRA's A, which starts
+    at zero gradient and leaves it; branches used now and then (one gradient is enough). Less than 1 % of the
+    trainable elements is a remark: pretrained models often carry a head that the task leaves aside.
     """
     names = history.names()
     states = history.states(names)
     known = states != None  # noqa: E711 - elementwise
-    if not names or history.captures < LEAST_CAPTURES:
+    if not names or _too_few(history):
         return None
     enough = known.sum(axis=0) >= LEAST_CAPTURES
     none = enough & ((states == "unused") | ~known).all(axis=0)
@@ -54,12 +54,14 @@ def unused_parameters(history: History) -> Finding | None:
     return history.finding(
         "unused_parameters",
         severity,
-        f"{len(chosen)} trainable tensors ({share:.1%} of the trainable numbers), such as {chosen[0]}, {how} at any of "
+        f"{len(chosen)} trainable tensors ({share:.1%} of the trainable numbers), such as {chosen[0]}, "
+        f"{how} at any of "
         f"{history.captures} captured steps.",
         first=history.steps[0],
         layers=chosen,
         evidence={"tensors": len(chosen), "share_of_trainable": share, "threshold": 0},
-        advice="Connect them to the loss (look for .detach(), torch.no_grad() or a branch that forward() leaves out), or remove "
+        advice="Connect them to the loss (look for .detach(), torch.no_grad() or a branch that forward() "
+        "leaves out), or remove "
         "them or set requires_grad=False.",
         confidence=0.95 if none.any() else 0.8,
     )
@@ -69,14 +71,14 @@ def unused_parameters(history: History) -> Finding | None:
 def frozen_parameters(history: History) -> Finding | None:
     """Parameters that receive a gradient and are never updated, although they are trainable.
 
-    Either in no optimizer's param groups, or in one and left bit for bit unchanged at every capture (SageMaker Debugger's
-    UnchangedTensor, on bits instead of a tolerance, which misfires at small learning rates). Told apart:
-    requires_grad=False, a group whose learning rate is 0, a gradient of exactly zero or of rounding noise (a bias before a
-    normalisation), half-precision weights whose updates rounding swallows (`low_precision_stall`), and a head trained alone
-    on a pretrained body (a remark).
+    Either in no optimizer's param groups, or in one and left bit for bit unchanged at every capture
+    (SageMaker Debugger's UnchangedTensor, on bits instead of a tolerance, which misfires at small learning
+    rates). Told apart: requires_grad=False, a group whose learning rate is 0, a gradient of exactly zero or
+    of rounding noise (a bias before a normalisation), half-precision weights whose updates rounding swallows
+    (`low_precision_stall`), and a head trained alone on a pretrained body (a remark).
     """
     names = history.names()
-    if not names or history.captures < LEAST_CAPTURES:
+    if not names or _too_few(history):
         return None
     states = history.states(names)
     alone = _alone(states)
@@ -94,14 +96,21 @@ def frozen_parameters(history: History) -> Finding | None:
     return history.finding(
         "frozen_parameters",
         "info" if only_head and not facts.bad else "critical" if facts.stalled else "warning",
-        f"{len(chosen)} tensors ({share:.1%} of the trainable numbers), such as {chosen[0]}, receive gradients but {why}.",
+        f"{len(chosen)} tensors ({share:.1%} of the trainable numbers), such as {chosen[0]}, receive "
+        f"gradients but {why}.",
         first=history.steps[0],
         layers=chosen,
         evidence={"tensors": len(chosen), "share_of_trainable": share, "threshold": 0},
-        advice="Pass model.parameters() to the optimizer after the model is complete; when they are meant to stay fixed, set "
+        advice="Pass model.parameters() to the optimizer after the model is complete; when they are meant "
+        "to stay fixed, set "
         "requires_grad=False, which also saves time.",
         confidence=0.95,
     )
+
+
+def _too_few(history: History) -> bool:
+    few = history.captures < LEAST_CAPTURES
+    return few or (history.captures < 5 and int(history.steps[-1] - history.steps[0]) < LEAST_STEPS)
 
 
 def _alone(states: np.ndarray) -> np.ndarray:
@@ -125,7 +134,9 @@ def _stuck(history: History, names: tuple[str, ...], states: np.ndarray) -> np.n
 
 
 def _head_on_pretrained_body(history: History, names: tuple[str, ...], alone: np.ndarray) -> bool:
-    """Everything up to some layer is in no optimizer and comes from a training; everything behind it is optimized."""
+    """Everything up to some layer is in no optimizer and comes from a training; everything behind it is
+    optimized.
+    """
     depth = history.tensors["depth"].reindex(list(names)).to_numpy()
     if alone.all() or alone.sum() <= (~alone).sum() or depth[alone].max() > depth[~alone].min():
         return False

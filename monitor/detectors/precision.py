@@ -21,9 +21,9 @@ FP16_NORMAL = 2.0**-14
 def low_precision_stall(history: History) -> Finding | None:
     """Half-precision weights that stand still because rounding swallows their updates.
 
-    More than half of the elements of a float16 or bfloat16 matrix keep their bits in the typical captured step although
-    their gradient is not zero (bfloat16 has 8 bits: an update below 1/256 of the weight is lost). Told apart: autocast, whose
-    weights are float32, and elements that received no gradient.
+    More than half of the elements of a float16 or bfloat16 matrix keep their bits in the typical captured
+    step although their gradient is not zero (bfloat16 has 8 bits: an update below 1/256 of the weight is
+    lost). Told apart: autocast, whose weights are float32, and elements that received no gradient.
     """
     table = history.tensors
     half = table.index[table["dtype"].isin(["float16", "bfloat16"])]
@@ -44,7 +44,8 @@ def low_precision_stall(history: History) -> Finding | None:
     return history.finding(
         "low_precision_stall",
         "critical" if facts.stalled else "warning",
-        f"In the typical step {value:.0%} of the numbers of {name} do not change although their gradient is not zero: {kind} "
+        f"In the typical step {value:.0%} of the numbers of {name} do not change although their gradient "
+        f"is not zero: {kind} "
         f"rounds the updates away.",
         first=history.steps[0],
         layers=[names[i] for i in worst],
@@ -58,9 +59,10 @@ def low_precision_stall(history: History) -> Finding | None:
 def gradient_underflow(history: History) -> Finding | None:
     """Gradients so small that float16 flushes much of them to zero.
 
-    From the first captures on and over the first half of the run at least a quarter of the gradient is exactly zero in most matrices, and in every matrix what
-    remains (99 %) is below the smallest normal float16, 6.1e-5. Told apart: ReLU's and embeddings' zeros, which sit beside
-    gradients of ordinary size; converged runs (only the first half counts).
+    From the first captures on and over the first half of the run at least a quarter of the gradient is
+    exactly zero in most matrices, and in every matrix what remains (99 %) is below the smallest normal
+    float16, 6.1e-5. Told apart: ReLU's and embeddings' zeros, which sit beside gradients of ordinary size;
+    converged runs (only the first half counts).
     """
     names = history.names(*MATRICES)
     if len(names) < 2 or history.captures < LEAST_CAPTURES:
@@ -82,7 +84,8 @@ def gradient_underflow(history: History) -> Finding | None:
     return history.finding(
         "gradient_underflow",
         "critical" if facts.bad else "warning",
-        f"{share[order[0]]:.0%} of the gradient of {names[order[0]]} is exactly zero and the rest is below {FP16_NORMAL:.2g}: "
+        f"{share[order[0]]:.0%} of the gradient of {names[order[0]]} is exactly zero and the rest is below "
+        f"{FP16_NORMAL:.2g}: "
         f"gradients underflow in half precision, and {facts.words()}.",
         first=history.steps[0],
         layers=[names[i] for i in order if share[i] >= 0.25],
@@ -100,8 +103,9 @@ def gradient_underflow(history: History) -> Finding | None:
 def loss_scale_collapse(history: History) -> Finding | None:
     """A loss scaler that halves its scale again and again, because gradients overflow at any scale.
 
-    The logged `loss_scale` ends at 1 or below, or more than a fifth of the captures after the first fifth were skipped.
-    Told apart: the first steps of a scaler, which starts too high on purpose, and one skipped step now and then.
+    The logged `loss_scale` ends at 1 or below, or more than a fifth of the captures after the first fifth
+    were skipped. Told apart: the first steps of a scaler, which starts too high on purpose, and one skipped
+    step now and then.
     """
     skipped = history.skipped[history.captures // 5 :]
     frame = history.source.scalars("loss_scale") if "loss_scale" in history.source.scalar_names() else None
@@ -127,5 +131,6 @@ def loss_scale_collapse(history: History) -> Finding | None:
             "loss_scale": float(scale[-1]) if scale.size else 0.0,
             "skipped_share": float(skipped.mean() if skipped.size else 0),
         },
-        advice="Look for activations beyond 65504 (inputs that are not normalised, attention logits); use bfloat16.",
+        advice="Look for activations beyond 65504 (inputs that are not normalised, attention logits); use "
+        "bfloat16.",
     )

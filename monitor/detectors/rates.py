@@ -15,8 +15,8 @@ from .registry import detector
 LARGE_UPDATE = 0.1
 #: A step that changes no weight by 1/10,000 of its size hardly trains (TheDeepChecker: 1e-4).
 SMALL_UPDATE = 1e-4
-#: Update ratios of matrices that differ by more (torchmortem: 1,000 for norms).
-IMBALANCE = 300.0
+#: Update ratios of matrices that differ by more (torchmortem: 100 for gradient norms; healthy runs stay below 10).
+IMBALANCE = 100.0
 #: A weight that grew to so many times its first size (torchmortem: 10).
 GROWN = 10.0
 
@@ -52,15 +52,15 @@ def _held(series: Series, steps: np.ndarray) -> Floats:
 def learning_rate_too_high(history: History) -> Finding | None:
     """Steps so large that the training fails.
 
-    The update ratio |dw| / |w| of the typical matrix is at least 0.1 at three consecutive captures (or the weights moved by
-    more than their own size between two captures), and the loss diverges, does not fall, or is no longer finite. Large steps
-    alone are no alarm: Adam's first steps on small weights are large and harmless. Told apart: a run that was well for long
-    and breaks without a change of the learning rate (`loss_spike`, `exploding_gradients`), a jump of the schedule
-    (`schedule_fault`).
+    The update ratio |dw| / |w| of the typical matrix is at least 0.1 at three consecutive captures (or the
+    weights moved by more than their own size between two captures), and the loss diverges, does not fall, or
+    is no longer finite. Large steps alone are no alarm: Adam's first steps on small weights are large and
+    harmless. Told apart: a run that was well for long and breaks without a change of the learning rate
+    (`loss_spike`, `exploding_gradients`), a jump of the schedule (`schedule_fault`).
     """
     facts = outcome(history)
     names = history.names(*MATRICES)
-    if not facts.bad or not names or history.captures < 3:
+    if not names or history.captures < 3 or not (facts.bad or _blown_up(history, names)):
         return None
     ratio = update_ratios(history, names)
     typical = nanmedian(ratio, axis=1)
@@ -84,14 +84,23 @@ def learning_rate_too_high(history: History) -> Finding | None:
     return history.finding(
         "learning_rate_too_high",
         "critical",
-        f"Steps are too large from step {first} on{shown}: the weights change by up to {value:.0%} of their size "
+        f"Steps are too large from step {first} on{shown}: the weights change by up to {value:.0%} of "
+        "their size "
         f"{'per step' if what == 'update_ratio' else 'between two captures'}, and {facts.words()}.",
         first=first,
         layers=[names[i] for i in order[:5]],
         evidence={what: value, "threshold": LARGE_UPDATE if what == "update_ratio" else 1.0, "lr": lr},
-        advice="Divide the learning rate by 10, or warm it up over the first few percent of the steps; clip the gradient norm.",
+        advice="Divide the learning rate by 10, or warm it up over the first few percent of the steps; "
+        "clip the gradient norm.",
         confidence=0.9 if what == "update_ratio" else 0.7,
     )
+
+
+def _blown_up(history: History, names: tuple[str, ...]) -> bool:
+    """Within the first tenth of the run the typical matrix grew to five times its size: what it started from is lost."""
+    early = history.steps <= max(20, 0.1 * history.last_step)
+    growth = history.table("weight", "norm", names)[early] / history.initial("norm", names)
+    return bool(growth.size and nanmedian(nanmedian(growth[-3:], axis=0)) >= 5.0)
 
 
 def _onset(*steps: int | None) -> int | None:
@@ -110,7 +119,9 @@ def _rate_rose(history: History, first: int) -> bool:
 
 
 def _leap(history: History, names: tuple[str, ...]) -> tuple[int | None, float]:
-    """The capture after which most matrices changed size by more than half of themselves at once, early in the run."""
+    """The capture after which most matrices changed size by more than half of themselves at once, early in
+    the run.
+    """
     norm = np.vstack([history.initial("norm", names)[None, :], history.table("weight", "norm", names)])
     with np.errstate(divide="ignore", invalid="ignore"):
         change = np.abs(np.diff(norm, axis=0)) / norm[:-1]
@@ -124,9 +135,10 @@ def _leap(history: History, names: tuple[str, ...]) -> tuple[int | None, float]:
 def learning_rate_too_low(history: History) -> Finding | None:
     """Steps so small that hardly anything is learnt.
 
-    The typical matrix changes by less than 1/10,000 of its size per step (TheDeepChecker) at almost all captures, while the
-    loss is still within 10 % of its start, although gradients arrive (leverage above 0.01). Told apart: clipping, Adam's eps
-    or rounding that throttle the steps (their own codes), warm-up, a pretrained model that has little left to learn.
+    The typical matrix changes by less than 1/10,000 of its size per step (TheDeepChecker) at almost all
+    captures, while the loss is still within 10 % of its start, although gradients arrive (leverage above
+    0.01). Told apart: clipping, Adam's eps or rounding that throttle the steps (their own codes), warm-up, a
+    pretrained model that has little left to learn.
     """
     facts = outcome(history)
     names = history.names(*MATRICES)
@@ -145,7 +157,8 @@ def learning_rate_too_low(history: History) -> Finding | None:
     return history.finding(
         "learning_rate_too_low",
         "critical" if facts.stalled else "warning",
-        f"Steps are too small: the typical weight changes by {value:.2g} of its size per step, and the loss only went from "
+        f"Steps are too small: the typical weight changes by {value:.2g} of its size per step, and the "
+        "loss only went from "
         f"{facts.initial:.4g} to {facts.end:.4g} in {history.last_step + 1} steps.",
         first=history.steps[0],
         evidence={
@@ -167,9 +180,9 @@ def _knows_already(trivial: float, initial: float) -> bool:
 def schedule_fault(history: History) -> Finding | None:
     """A learning rate that jumps far above all that came before, or stays at zero before the end.
 
-    A rise by more than 10 times in one step to more than twice the highest rate so far (a warm restart returns to it); or a
-    rate of at most 1e-6 of the highest over the last tenth of the run and more (at least 20 steps). Told apart: warm-up,
-    warm restarts, decay that reaches zero at the end.
+    A rise by more than 10 times in one step to more than twice the highest rate so far (a warm restart
+    returns to it); or a rate of at most 1e-6 of the highest over the last tenth of the run and more (at least
+    20 steps). Told apart: warm-up, warm restarts, decay that reaches zero at the end.
     """
     rate = largest_rate(history)
     if rate.step.size < 2:
@@ -185,10 +198,12 @@ def schedule_fault(history: History) -> Finding | None:
         return history.finding(
             "schedule_fault",
             "critical" if facts.bad else "warning",
-            f"The learning rate jumps by {factor:.3g} times to {rate.value[at]:.3g} at step {rate.step[at]}, and {facts.words()}.",
+            f"The learning rate jumps by {factor:.3g} times to {rate.value[at]:.3g} at step "
+            f"{rate.step[at]}, and {facts.words()}.",
             first=rate.step[at],
             evidence={"jump": factor, "threshold": 10},
-            advice="Check the schedule's boundaries and that scheduler.step() is called once per step (or epoch, as it expects).",
+            advice="Check the schedule's boundaries and that scheduler.step() is called once per step (or "
+            "epoch, as it expects).",
         )
     live = np.flatnonzero(rate.value > 1e-6 * top)
     begin = int(live[-1]) + 1 if live.size else rate.step.size
@@ -201,7 +216,8 @@ def schedule_fault(history: History) -> Finding | None:
     return history.finding(
         "schedule_fault",
         "warning",
-        f"The learning rate is zero from step {rate.step[begin]} on: the last {idle} steps ({share:.0%} of the run) train nothing.",
+        f"The learning rate is zero from step {rate.step[begin]} on: the last {idle} steps ({share:.0%} of "
+        "the run) train nothing.",
         first=rate.step[begin],
         evidence={"idle_steps": idle, "share": share, "threshold": 0.1},
         advice="Give the schedule the true number of steps, or stop the training where it ends.",
@@ -212,9 +228,9 @@ def schedule_fault(history: History) -> Finding | None:
 def over_clipping(history: History) -> Finding | None:
     """Gradient clipping that takes away nine tenths of the gradient all the time, in a training that gets nowhere.
 
-    The median ratio of the norm after and before clipping is below 0.1 after the first fifth of the run. Told apart: clipping
-    this hard is harmless with Adam, which rescales gradients, and an intended normalisation elsewhere; only a loss that fell
-    by less than a tenth makes it an alarm.
+    The median ratio of the norm after and before clipping is below 0.1 after the first fifth of the run. Told
+    apart: clipping this hard is harmless with Adam, which rescales gradients, and an intended normalisation
+    elsewhere; only a loss that fell by less than a tenth makes it an alarm.
     """
     steps, ratio = history.scalar("clip_ratio")
     late = ratio[steps >= 0.2 * history.last_step] if steps.size else ratio
@@ -229,7 +245,8 @@ def over_clipping(history: History) -> Finding | None:
         f"Clipping leaves {value:.2g} of the gradient norm in the typical step, and {facts.words()}.",
         first=steps[np.flatnonzero(ratio < 0.1)[0]],
         evidence={"clip_ratio": value, "threshold": 0.1},
-        advice="Raise max_norm to about the usual gradient norm (see the scalar grad_norm), or raise the learning rate.",
+        advice="Raise max_norm to about the usual gradient norm (see the scalar grad_norm), or raise the "
+        "learning rate.",
         confidence=0.9 if slow else 0.6,
     )
 
@@ -238,9 +255,9 @@ def over_clipping(history: History) -> Finding | None:
 def adam_epsilon(history: History) -> Finding | None:
     """Adam's eps is larger than the gradients, so that it shrinks the steps instead of guarding a division.
 
-    eps is above 3 times the root mean square gradient of most matrices in the first half of the run, and the loss has fallen
-    by less than half (small-scale proxies, arXiv 2309.14322: updates die when RMS(g) falls to eps). Told apart: gradients that
-    fall to eps late, in a training that has learnt.
+    eps is above 3 times the root mean square gradient of most matrices in the first half of the run, and the
+    loss has fallen by less than half (small-scale proxies, arXiv 2309.14322: updates die when RMS(g) falls to
+    eps). Told apart: gradients that fall to eps late, in a training that has learnt.
     """
     values = [
         float(g["eps"]) for o in history.info.get("optimizers") or [] if "adam" in str(o.get("class", "")).lower()
@@ -258,7 +275,8 @@ def adam_epsilon(history: History) -> Finding | None:
     return history.finding(
         "adam_epsilon",
         "critical" if facts.stalled else "warning",
-        f"Adam's eps {eps:.3g} is {eps / float(np.median(rms)):.3g} times the typical gradient, which shrinks every step, and "
+        f"Adam's eps {eps:.3g} is {eps / float(np.median(rms)):.3g} times the typical gradient, which "
+        "shrinks every step, and "
         f"{facts.words()}.",
         first=history.steps[0],
         evidence={"eps": eps, "rms_gradient": float(np.median(rms)), "threshold": 3},
@@ -270,8 +288,9 @@ def adam_epsilon(history: History) -> Finding | None:
 def layer_imbalance(history: History) -> Finding | None:
     """Some matrices move hundreds of times slower than others of the same network.
 
-    The largest median update ratio is more than 300 times the smallest, over matrices of the same kind that receive gradient
-    and are meant to move, in most captures. Told apart: learning rates of zero, embeddings, LoRA, weights near zero.
+    The largest median update ratio is more than 100 times the smallest, over matrices of the same kind that
+    receive gradient and are meant to move, in most captures. Told apart: learning rates of zero, embeddings,
+    LoRA, weights near zero.
     """
     names = history.names(*MATRICES)
     if len(names) < 2 or history.captures < 5:
@@ -296,7 +315,8 @@ def layer_imbalance(history: History) -> Finding | None:
     return history.finding(
         "layer_imbalance",
         "warning",
-        f"{names[slow[0]]} changes by {usual[slow[0]]:.2g} of its size per step, {value:.3g} times less than the fastest matrix.",
+        f"{names[slow[0]]} changes by {usual[slow[0]]:.2g} of its size per step, {value:.3g} times less "
+        "than the fastest matrix.",
         first=history.steps[0],
         layers=[names[i] for i in slow],
         evidence={"spread": value, "threshold": IMBALANCE},
@@ -309,8 +329,8 @@ def layer_imbalance(history: History) -> Finding | None:
 def weight_growth(history: History) -> Finding | None:
     """A matrix grew to ten times its first size (torchmortem), and much more than the others or with a failing loss.
 
-    Told apart: weights that start near zero on purpose (below a tenth of the usual size for their shape), and the slow growth
-    of weights before a normalisation layer, which is not tenfold.
+    Told apart: weights that start near zero on purpose (below a tenth of the usual size for their shape), and
+    the slow growth of weights before a normalisation layer, which is not tenfold.
     """
     names = history.names(*MATRICES)
     first = history.initial("norm", names)
@@ -339,6 +359,7 @@ def weight_growth(history: History) -> Finding | None:
         first=history.steps[started],
         layers=[names[i] for i in order],
         evidence={"growth": float(peak[order[0]]), "threshold": GROWN},
-        advice="Lower the learning rate of that layer, check the signs of penalty terms, and use weight decay.",
+        advice="Lower the learning rate of that layer, check the signs of penalty terms, and use weight "
+        "decay.",
         confidence=0.8,
     )

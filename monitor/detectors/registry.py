@@ -12,7 +12,8 @@ from .history import History
 
 Detector = Callable[[History], Finding | None]
 
-#: Distributions name their own detectors in this entry point group; each entry is a module to import, or a function.
+#: Distributions name their own detectors in this entry point group; each entry is a module to import, or a
+#: function.
 GROUP = "layerwatch.detectors"
 
 _FAMILIES = (
@@ -36,8 +37,8 @@ class Unjudged(Exception):
 def detector(problem: str) -> Callable[[Detector], Detector]:
     """Register a function `History -> Finding | None` for a problem code.
 
-    The function must be pure. It returns None when the run is healthy in its eyes and raises `Unjudged` when the log
-    lacks what it needs. Of several detectors of one problem the worst finding counts.
+    The function must be pure. It returns None when the run is healthy in its eyes and raises `Unjudged` when
+    the log lacks what it needs. Of several detectors of one problem the worst finding counts.
     """
 
     def register(function: Detector) -> Detector:

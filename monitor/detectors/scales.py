@@ -7,23 +7,28 @@ import math
 import numpy as np
 
 from ..findings import Finding
-from .history import MATRICES, Floats, History, nanmedian
+from .drift import trained_modules
 from .gradients import softmax_bias
+from .history import MATRICES, Floats, History, nanmedian
 from .outcome import Outcome, outcome, smooth
 from .registry import detector
 
 #: Inputs whose root mean square is this far above 1 are not normalised.
 HUGE_INPUT = 30.0
-#: A batch whose inputs are so many times larger than usual (catalogue of data faults: 4; here 10, on one capture).
+#: A batch whose inputs are so many times larger than usual (catalogue of data faults: 4; here 10, on one
+#: capture).
 INPUT_JUMP = 10.0
 #: Logits of a fresh network are of order 1; beyond this they make the first loss.
 LARGE_OUTPUT = 5.0
+#: Gain of a layer, rms(w) sqrt(fan_in): about 0.6 (torch's default) to 1.4 (He). Below this a stack of layers is mute.
+SMALL_GAIN = 0.1
 
 
 def input_size(history: History) -> tuple[str | None, Floats]:
     """The first linear or convolutional layer, and the root mean square of its inputs at every capture.
 
-    Estimated from sums: rms(output) / (rms(weight) sqrt(fan_in)), exact for weights that are independent of the inputs.
+    Estimated from sums: rms(output) / (rms(weight) sqrt(fan_in)), exact for weights that are independent of
+    the inputs.
     """
     depth = history.tensors["depth"]
     embedded = history.names("embedding")
@@ -75,23 +80,27 @@ def _made_by_output(facts: Outcome, size: float) -> bool:
 
 @detector("bad_init_scale")
 def bad_init_scale(history: History) -> Finding | None:
-    """Initial weights so large that the first predictions are far off, and the first part of the training undoes them.
+    """Initial weights so large, or so small, that training has to undo them first.
 
-    The predictions before the first step have a root mean square above 5 and make the first loss: it is 2.5 times log(classes)
-    (TheDeepChecker: |L0 - log C| > log C), or as large as the predictions (or their square) and 20 times what is reached.
-    Told apart: inputs that are far too large (`data_fault`), targets that are not normalised (the predictions are small),
-    pretrained models.
+    Too large: the predictions before the first step have a root mean square above 5 and make the first loss: it is 2.5 times
+    log(classes) (TheDeepChecker: |L0 - log C| > log C), or as large as the predictions (or their square) and 20 times what is
+    reached. Too small: the typical hidden matrix has a gain rms(w) sqrt(fan_in) below 0.1, and the loss has stalled. Told
+    apart: inputs that are far too large (`data_fault`), targets that are not normalised (the predictions are small), small
+    weights between normalisation layers (they train well), pretrained models.
     """
-    size = first_output(history)
-    facts = outcome(history)
-    if not _made_by_output(facts, size) or history.resumed:
-        return None
-    module, inputs = input_size(history)
-    if module is not None and inputs.size and inputs[0] > HUGE_INPUT:
+    if history.resumed:
         return None
     names = history.names(*MATRICES)
     fan = np.array([math.prod(history.tensors.at[n, "shape"][1:]) for n in names])
     gain = history.initial("rms", names) * np.sqrt(fan)
+    return _too_large(history, names, gain) or _too_small(history, names, gain)
+
+
+def _too_large(history: History, names: tuple[str, ...], gain: Floats) -> Finding | None:
+    size, facts = first_output(history), outcome(history)
+    module, inputs = input_size(history)
+    if not _made_by_output(facts, size) or (module is not None and inputs.size and inputs[0] > HUGE_INPUT):
+        return None
     order = [int(i) for i in np.argsort(-np.nan_to_num(gain))]
     return history.finding(
         "bad_init_scale",
@@ -100,14 +109,29 @@ def bad_init_scale(history: History) -> Finding | None:
         f"{facts.initial:.4g}; the largest is {names[order[0]]} with a gain of {gain[order[0]]:.3g}.",
         first=history.steps[0],
         layers=[names[i] for i in order if gain[i] > 2],
-        evidence={
-            "first_output": size,
-            "threshold": LARGE_OUTPUT,
-            "loss_start": facts.initial,
-            "gain": float(gain[order[0]]),
-        },
-        advice="Use He initialisation (ReLU) or Xavier (tanh), a gain of about 1 to 1.4; scale residual branches by 1/sqrt(2 depth).",
+        evidence={"first_output": size, "threshold": LARGE_OUTPUT, "loss_start": facts.initial, "gain": float(gain[order[0]])},
+        advice="Use He initialisation (ReLU) or Xavier (tanh), a gain of about 1 to 1.4; scale residual branches by "
+        "1/sqrt(2 depth).",
         confidence=0.85,
+    )
+
+
+def _too_small(history: History, names: tuple[str, ...], gain: Floats) -> Finding | None:
+    facts = outcome(history)
+    hidden = [i for i, n in enumerate(names) if history.role(n) != "output" and gain[i] > 0]
+    if len(hidden) < 2 or not facts.stalled or not np.median(gain[hidden]) < SMALL_GAIN:
+        return None
+    order = sorted(hidden, key=lambda i: gain[i])
+    return history.finding(
+        "bad_init_scale",
+        "critical",
+        f"The initial weights are too small: the typical gain of a hidden matrix is {np.median(gain[hidden]):.2g} (the smallest "
+        f"is {names[order[0]]}), so that signals and gradients fade with depth, and {facts.words()}.",
+        first=history.steps[0],
+        layers=[names[i] for i in order if gain[i] < SMALL_GAIN],
+        evidence={"gain": float(np.median(gain[hidden])), "threshold": SMALL_GAIN},
+        advice="Use He initialisation (ReLU) or Xavier (tanh), a gain of about 1 to 1.4.",
+        confidence=0.8,
     )
 
 
@@ -115,11 +139,12 @@ def bad_init_scale(history: History) -> Finding | None:
 def data_fault(history: History) -> Finding | None:
     """Batches that are not what the network can use: huge inputs, one broken batch, or batches sorted by label.
 
-    Inputs (estimated from the first layer's output) with a root mean square above 30 that make the first loss; a batch whose
-    inputs are ten times their usual size while the loss jumps; or, for a classifier, batches that keep holding nearly one
-    class: the gradient of the output's bias is the mean of prediction minus label, and its minimum is below -0.5 in a tenth of
-    the captures of each half of the run. Told apart: large inputs that a normalisation layer takes care of, imbalanced classes
-    (which are learnt early), small batches.
+    Inputs (estimated from the first layer's output) with a root mean square above 30 that make the first
+    loss; a batch whose inputs are ten times their usual size while the loss jumps; or, for a classifier,
+    batches that keep holding nearly one class: the gradient of the output's bias is the mean of prediction
+    minus label, and its minimum is below -0.5 in a tenth of the captures of each half of the run. Told apart:
+    large inputs that a normalisation layer takes care of, imbalanced classes (which are learnt early), small
+    batches.
     """
     return _huge_inputs(history) or _odd_batch(history) or _sorted_batches(history)
 
@@ -136,7 +161,8 @@ def _huge_inputs(history: History) -> Finding | None:
     return history.finding(
         "data_fault",
         "critical" if facts.bad else "warning",
-        f"The inputs of {module} are of size {early:.3g} instead of about 1: they make the first loss ({facts.initial:.4g}).",
+        f"The inputs of {module} are of size {early:.3g} instead of about 1: they make the first loss "
+        f"({facts.initial:.4g}).",
         first=history.steps[0],
         layers=[module],
         evidence={"input_rms": early, "threshold": HUGE_INPUT, "loss_start": facts.initial},
@@ -163,13 +189,15 @@ def _odd_batch(history: History) -> Finding | None:
         return history.finding(
             "data_fault",
             "critical" if facts.diverged else "warning",
-            f"The batch of step {step} has inputs {size[row] / usual:.3g} times as large as usual, the loss jumps from "
+            f"The batch of step {step} has inputs {size[row] / usual:.3g} times as large as usual, the "
+            "loss jumps from "
             f"{course[at - 1]:.4g} to {losses.value[at]:.4g}, and {facts.words()}.",
             first=step,
             last=step,
             layers=[module],
             evidence={"input_over_usual": float(size[row] / usual), "threshold": INPUT_JUMP},
-            advice="Look at this batch: broken records, another unit, missing normalisation; clip inputs and gradients.",
+            advice="Look at this batch: broken records, another unit, missing normalisation; clip inputs "
+            "and gradients.",
             confidence=0.9,
         )
     return None
@@ -192,7 +220,8 @@ def _sorted_batches(history: History) -> Finding | None:
     return history.finding(
         "data_fault",
         "warning",
-        f"Batches hold nearly one class at a time: in {surprise.mean():.0%} of the captured steps more than half of a batch "
+        f"Batches hold nearly one class at a time: in {surprise.mean():.0%} of the captured steps more "
+        "than half of a batch "
         f"is of one class that the network did not expect.",
         first=history.steps[0],
         evidence={"share_of_captures": float(surprise.mean()), "threshold": 0.1},
@@ -205,9 +234,9 @@ def _sorted_batches(history: History) -> Finding | None:
 def logit_drift(history: History) -> Finding | None:
     """The logits of a classifier run away.
 
-    Root mean square of the predictions above 10 and three times what it was at a quarter of the run, still growing, while the
-    loss diverges or is back at its start (z-loss keeps log Z near 0, arXiv 2309.14322). Told apart: a classifier that grows
-    confident, whose loss falls.
+    Root mean square of the predictions above 10 and three times what it was at a quarter of the run, still
+    growing, while the loss diverges or is back at its start (z-loss keeps log Z near 0, arXiv 2309.14322).
+    Told apart: a classifier that grows confident, whose loss falls.
     """
     facts = outcome(history)
     name = history.output
@@ -227,18 +256,73 @@ def logit_drift(history: History) -> Finding | None:
         first=history.steps[begin],
         layers=[name],
         evidence={"logit_rms": late, "threshold": 10, "at_a_quarter": early},
-        advice="Add a z-loss (1e-4), check the signs of penalty terms, use weight decay on the last layer, lower the learning rate.",
+        advice="Add a z-loss (1e-4), check the signs of penalty terms, use weight decay on the last "
+        "layer, lower the learning rate.",
         confidence=0.7,
     )
+
+
+#: Mean probability that attention gives to what it attends to, above which it is a hard choice.
+HARD_ATTENTION = 0.8
+
+
+@detector("attention_collapse")
+def attention_collapse(history: History) -> Finding | None:
+    """Attention that is a hard choice from the start: almost no gradient passes the softmax.
+
+    For captured attention weights (a Softmax, or the Dropout on it: not negative, with a mean of exactly one over a whole
+    number of at least four keys): sum(p^2) / sum(p), the mean probability of what is attended to, is at least 0.8 in most
+    captures of the first tenth and of the second half of the run; or of the second half alone when the training fails. Fresh
+    attention is spread out. Told apart: heads that learn to be sharp in a good training, pretrained models, the classifier's
+    own softmax. Fused attention is not captured and not judged.
+    """
+    last = list(history.modules)[-1:]
+    modules = tuple(m for m, kind in history.modules.items() if kind in ("Softmax", "Dropout") and m not in last)
+    if not modules or history.captures < 5:
+        return None
+    mean, rms = (history.table("activation", column, modules) for column in ("mean", "rms"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        keys, sharp = 1 / mean, rms**2 / mean
+        whole = (np.abs(keys - np.round(keys)) < 1e-2) & (keys > 3.5) & (history.table("activation", "min", modules) >= 0)
+    early = np.arange(history.captures) < max(3, history.captures // 10)
+    late = np.arange(history.captures) >= history.captures // 2
+    facts = outcome(history)
+    chosen = []
+    for i in np.flatnonzero(whole.mean(axis=0) > 0.9):
+        at_end = np.mean(sharp[late, i] >= HARD_ATTENTION) > 0.5
+        if at_end and (facts.bad or np.mean(sharp[early, i] >= HARD_ATTENTION) > 0.5):
+            chosen.append(int(i))
+    if not chosen or _pretrained(history):
+        return None
+    chosen.sort(key=lambda i: -nanmedian(sharp[late, i]))
+    value = float(nanmedian(sharp[late, chosen[0]]))
+    first = int(history.steps[np.flatnonzero(sharp[:, chosen[0]] >= HARD_ATTENTION)[0]])
+    return history.finding(
+        "attention_collapse",
+        "critical" if facts.bad else "warning",
+        f"Attention has collapsed in {modules[chosen[0]]}: it gives {value:.0%} to what it attends to from step {first} on, and "
+        f"{facts.words()}.",
+        first=first,
+        layers=[modules[i] for i in chosen],
+        evidence={"mean_probability": value, "threshold": HARD_ATTENTION},
+        advice="Check the scale of the query and key weights and of 1/sqrt(head size); use QK-norm, a lower learning rate.",
+        confidence=0.8,
+    )
+
+
+def _pretrained(history: History) -> bool:
+    trained = list(trained_modules(history).values())
+    return history.info.get("reference") not in (None, "start") or bool(trained and np.mean(trained) >= 0.5)
 
 
 @detector("over_regularised")
 def over_regularised(history: History) -> Finding | None:
     """Weight decay holds the weights so small that the training loss stays high.
 
-    For L2 penalties in the gradient (not AdamW's): decay x |w| is at least 0.3 of |g| in most matrices over the second half of
-    the run, the weights have shrunk (median below 0.7 of their first size), and the loss is still above 40 % of its start.
-    Told apart: strong decay in a training that succeeds, and decay that is all that moves a layer (no gradient arrives).
+    For L2 penalties in the gradient (not AdamW's): decay x |w| is at least 0.3 of |g| in most matrices over
+    the second half of the run, the weights have shrunk (median below 0.7 of their first size), and the loss
+    is still above 40 % of its start. Told apart: strong decay in a training that succeeds, and decay that is
+    all that moves a layer (no gradient arrives).
     """
     facts = outcome(history)
     names = history.names(*MATRICES)
@@ -271,8 +355,10 @@ def over_regularised(history: History) -> Finding | None:
     return history.finding(
         "over_regularised",
         "warning",
-        f"Weight decay {max(decay):.3g} pulls with {nanmedian(ratio):.2g} of the strength of the gradient: the weights shrank to "
-        f"{nanmedian(shrunk):.2g} of their first size, and the loss is still {facts.end:.4g} (start {facts.initial:.4g}).",
+        f"Weight decay {max(decay):.3g} pulls with {nanmedian(ratio):.2g} of the strength of the gradient: "
+        "the weights shrank to "
+        f"{nanmedian(shrunk):.2g} of their first size, and the loss is still {facts.end:.4g} (start "
+        f"{facts.initial:.4g}).",
         first=history.steps[0],
         evidence={
             "decay_over_gradient": float(nanmedian(ratio)),

@@ -13,19 +13,21 @@ from .registry import Unjudged, detector
 ZERO_FLOOR = ("ReLU", "ReLU6", "Threshold", "Hardswish")
 #: A layer is dead when more than half of its units are (SageMaker Debugger DeadRelu, TheDeepChecker).
 DEAD = 0.5
-#: A unit is dead when it was silent at so many captures at least, over so many samples (diagnosis practice).
-LEAST_CAPTURES, LEAST_SAMPLES = 5, 512
+#: A unit is dead when it was silent at so many captures at least, over so many samples: a unit that fires for 1 % of the
+#: samples (SageMaker Debugger's limit) is missed by 256 of them with a chance of 8 %.
+LEAST_CAPTURES, LEAST_SAMPLES = 5, 256
 
 
 @detector("dead_units")
 def dead_units(history: History) -> Finding | None:
     """More than half of a layer's units never fire any more.
 
-    With activations: units of ReLU-like modules (by type) that put out zero for every sample of at least the last five
-    captures and 512 samples, taken together: a sparse layer, whose units fire for some samples, is not dead. Without:
-    rows of a matrix whose gradient is exactly zero at every one of those captures, while the layer after it does receive
-    gradient; weaker evidence, because other things silence a row. `first_step` is where the dead half fell silent.
-    Told apart: sparse layers, activation functions without an exact zero (GELU, LeakyReLU), a layer that is cut off.
+    With activations: units of ReLU-like modules (by type) that put out zero for every sample of at least the
+    last five captures and 256 samples, taken together: a sparse layer, whose units fire for some samples, is
+    not dead. Without: rows of a matrix whose gradient is exactly zero at every one of those captures, while
+    the layer after it does receive gradient; weaker evidence, because other things silence a row.
+    `first_step` is where the dead half fell silent. Told apart: sparse layers, activation functions without
+    an exact zero (GELU, LeakyReLU), a layer that is cut off.
     """
     if history.captures < LEAST_CAPTURES:
         return None
@@ -56,11 +58,13 @@ def _dead_finding(history: History, worst: dict[str, tuple[float, int]], by_rows
     return history.finding(
         "dead_units",
         "critical" if facts.bad else "warning",
-        f"{share:.0%} of the units of {order[0]} have been dead since step {step}, and {facts.words()}{weaker}.",
+        f"{share:.0%} of the units of {order[0]} have been dead since step {step}, and "
+        f"{facts.words()}{weaker}.",
         first=step,
         layers=order,
         evidence={"dead_share": share, "threshold": DEAD, "layers": len(order)},
-        advice="Lower the learning rate, check for large negative biases, use LeakyReLU or GELU, or re-initialise the dead units.",
+        advice="Lower the learning rate, check for large negative biases, use LeakyReLU or GELU, or "
+        "re-initialise the dead units.",
         confidence=0.6 if by_rows else 0.95,
     )
 
@@ -88,9 +92,9 @@ def _silent(history: History, kind: str, name: str) -> tuple[float, int] | None:
         samples = samples[np.isin(history.steps, steps)]
         if samples.size == steps.size:
             enough = np.flatnonzero(np.cumsum(samples[::-1]) >= LEAST_SAMPLES)
-            if not enough.size:
+            if not enough.size and active.any():  # a layer that never fired at all needs no statistics
                 return None
-            window = max(window, int(enough[0]) + 1)
+            window = max(window, int(enough[0]) + 1) if enough.size else steps.size
     dead = ~active[-window:].any(axis=0)
     return float(dead.mean()), _since(steps, active, dead)
 
@@ -106,7 +110,9 @@ def _since(steps: Ints, active: Bools, dead: Bools) -> int:
 
 
 def _silent_rows(history: History) -> dict[str, tuple[float, int]]:
-    """Hidden matrices with silent rows. The first matrix after it that receives gradient must exist: else it is cut off."""
+    """Hidden matrices with silent rows. The first matrix after it that receives gradient must exist: else it
+    is cut off.
+    """
     names = history.names("matrix", "conv")
     found = {}
     for name in names:
@@ -133,9 +139,9 @@ SAME = 1e-3
 def symmetric_units(history: History) -> Finding | None:
     """The units of a hidden layer are copies: they receive the same gradient and can never differ.
 
-    A hidden layer's bias (at least four units) whose gradient is the same for every unit (relative spread below 1e-3) at
-    every capture from the first on and still at the end: constant initial weights. Told apart: zero-initialised branches
-    (LoRA's B, last layers, zero-gamma) differ after the first steps.
+    A hidden layer's bias (at least four units) whose gradient is the same for every unit (relative spread
+    below 1e-3) at every capture from the first on and still at the end: constant initial weights. Told apart:
+    zero-initialised branches (LoRA's B, last layers, zero-gamma) differ after the first steps.
     """
     names = tuple(n for n in history.names("bias") if history.tensors.at[n, "elements"] >= 4)
     if history.captures < LEAST_CAPTURES or not names:
@@ -153,7 +159,8 @@ def symmetric_units(history: History) -> Finding | None:
     return history.finding(
         "symmetric_units",
         "critical" if facts.bad else "warning",
-        f"The units of {layers[0]} are copies of each other: all of them receive the same gradient at every captured step, "
+        f"The units of {layers[0]} are copies of each other: all of them receive the same gradient at "
+        "every captured step, "
         f"and {facts.words()}.",
         first=history.steps[0],
         layers=layers,
@@ -173,7 +180,8 @@ def _matrix_of(history: History, bias: str) -> str:
     return str(same[0]) if len(same) else bias
 
 
-#: Mean square of tanh (or of 2 sigmoid - 1) above which most outputs sit at the ends: at least half of them beyond 0.95.
+#: Mean square of tanh (or of 2 sigmoid - 1) above which most outputs sit at the ends: at least half of them
+#: beyond 0.95.
 SATURATED = 0.9
 
 
@@ -181,9 +189,10 @@ SATURATED = 0.9
 def saturated_units(history: History) -> Finding | None:
     """tanh or sigmoid layers whose outputs sit at the ends, where no gradient passes.
 
-    E[y^2] of a tanh, or of 2 y - 1 of a sigmoid, at least 0.9 in most captures from the first tenth of the run on, in at
-    least half of the hidden tanh and sigmoid layers; or in any one of them when the training fails. Told apart: an output
-    or a gate that becomes confident late in a good training, and the layer that makes the prediction.
+    E[y^2] of a tanh, or of 2 y - 1 of a sigmoid, at least 0.9 in most captures from the first tenth of the
+    run on, in at least half of the hidden tanh and sigmoid layers; or in any one of them when the training
+    fails. Told apart: an output or a gate that becomes confident late in a good training, and the layer that
+    makes the prediction.
     """
     last = list(history.modules)[-1:]
     modules = tuple(m for m, kind in history.modules.items() if kind in ("Tanh", "Sigmoid") and m not in last)
@@ -205,12 +214,14 @@ def saturated_units(history: History) -> Finding | None:
     return history.finding(
         "saturated_units",
         "critical" if facts.bad else "warning",
-        f"{len(order)} of {int(known.sum())} tanh and sigmoid layers are saturated, first {modules[order[0]]}: the mean square of "
+        f"{len(order)} of {int(known.sum())} tanh and sigmoid layers are saturated, first "
+        f"{modules[order[0]]}: the mean square of "
         f"their outputs is {typical[order[0]]:.2f} of what is possible, and {facts.words()}.",
         first=first,
         layers=[modules[i] for i in order],
         evidence={"mean_square": float(typical[order[0]]), "threshold": SATURATED, "layers": len(order)},
-        advice="Scale the initial weights down (Xavier), normalise the inputs, lower the learning rate, or use ReLU or GELU.",
+        advice="Scale the initial weights down (Xavier), normalise the inputs, lower the learning rate, "
+        "or use ReLU or GELU.",
     )
 
 

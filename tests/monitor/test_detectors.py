@@ -20,7 +20,9 @@ DETECTORS = dict(registered()[0])
 
 
 class Made:
-    """A healthy training of six linear layers with ReLU, ten classes; tests change what they want to be wrong."""
+    """A healthy training of six linear layers with ReLU, ten classes; tests change what they want to be
+    wrong.
+    """
 
     def __init__(self, every: int = 1, steps: int = N):
         rng = np.random.default_rng(0)
