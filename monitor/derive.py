@@ -13,6 +13,8 @@ from .summary import bucket_edges, quantiles
 
 #: Columns of `Run.stats` and the share of each quantile.
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.50, "p75": 0.75, "p95": 0.95, "p99": 0.99}
+#: Relative error of a sum of squares of up to 2^40 doubles, generously.
+SUM_ROUNDING = 1e-9
 #: Above so many rows the compiled quantiles are worth the second that their compiler takes to load.
 COMPILED_ROWS = 20_000
 COMMON = [
@@ -102,7 +104,10 @@ def drift_frame(table: pa.Table) -> pd.DataFrame:
     """Distance of each tensor from the reference; see `Run.drift` for the columns."""
     raw = {name: _numbers(table, name) for name in ("step", "time", "count", "sum_sq", "ref_sum_sq", "dot")}
     residual, flips = _numbers(table, "residual_sq"), _numbers(table, "sign_flips")
-    distance = np.sqrt(np.maximum(raw["sum_sq"] - np.nan_to_num(residual), 0.0))
+    # Of an unmoved tensor nothing is left but the rounding of two sums of doubles.
+    moved_sq = raw["sum_sq"] - np.nan_to_num(residual)
+    moved_sq = np.where(moved_sq < SUM_ROUNDING * np.nan_to_num(residual), 0.0, moved_sq)
+    distance = np.sqrt(np.maximum(moved_sq, 0.0))
     reference = np.sqrt(raw["ref_sum_sq"])
     # |w|^2 = |w - r|^2 - |r|^2 + 2 <w, r>
     now = np.sqrt(np.maximum(raw["sum_sq"] - raw["ref_sum_sq"] + 2 * raw["dot"], 0.0))

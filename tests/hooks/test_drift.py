@@ -187,3 +187,17 @@ def test_a_resumed_run_says_where_its_start_is(tmp_path: Path) -> None:
         assert any("resum" in note and "drift" in note for note in run.info["notes"])
     else:
         assert found == pytest.approx(from_first, rel=1e-6)
+
+
+def test_an_unmoved_large_tensor_has_no_drift(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 1))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model[1].parameters(), 0.1)
+    with watch(model, optimizer, run=tmp_path / "run", every=1):
+        for _ in range(3):
+            model(torch.randn(4, 300)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run = Run(tmp_path / "run")
+    assert run.drift("0.weight")["relative_l2"].tolist() == [0.0, 0.0, 0.0]
+    assert (run.drift("1.weight")["relative_l2"] > 0).all()
