@@ -227,7 +227,7 @@ class Watcher:
         """Log named numbers at the current step.
 
         Args:
-            scalars: numbers, or tensors with one element (on an accelerator it is not synchronised on the spot).
+            scalars: numbers, or tensors with one element (on an accelerator it is not waited for).
                 NaN and infinite values are data.
 
         Raises:
@@ -243,7 +243,7 @@ class Watcher:
             self._fail(error)
 
     def close(self) -> None:
-        """Write the last weights, turn the log into Parquet, detach. Safe to call twice; called at exit too."""
+        """Write the last weights, turn the log into Parquet, detach. Safe to call twice; also called at exit."""
         if not self._open or self._log is None or os.getpid() != self._process:
             return
         self._open = False
