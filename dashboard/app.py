@@ -13,7 +13,7 @@ from flask import has_request_context, request
 
 from ..monitor import RunError
 from . import live, plots, security
-from .components import badge, notice
+from .components import aria, badge, notice
 from .figures.theme import FONT, style_of
 from .pages import PAGES
 from .queries import Library
@@ -23,21 +23,33 @@ from .urls import RUN_PAGES, View, href, parse
 log = logging.getLogger(__name__)
 THREADS = 8
 #: Mantine's ten greys of the dark theme, in the blue tint of assets/style.css.
-GREYS = "#e3e7ed #b4bdc9 #98a3b1 #6b7685 #39414d #2b323d #1e242c #171b21 #12161b #0f1216".split()
+GREYS = [
+    "#e3e7ed",
+    "#b4bdc9",
+    "#98a3b1",
+    "#6b7685",
+    "#39414d",
+    "#2b323d",
+    "#1e242c",
+    "#171b21",
+    "#12161b",
+    "#0f1216",
+]
 ALWAYS_WRITTEN = ("tensor", "with")  # their defaults depend on the log, so a link must say them
 
 
 class _Page(Dash):
     """Dash with our HTML: a language, and the theme of the last visit before the first paint."""
 
-    def interpolate_index(self, **parts: Any) -> str:
+    def interpolate_index(self, **parts: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         theme = _screen()["theme"]
+        head = f"{parts['metas']}<title>{parts['title']}</title>{parts['css']}"
+        scripts = parts["config"] + parts["scripts"] + parts["renderer"]
         return f"""<!DOCTYPE html>
 <html lang="en" data-mantine-color-scheme="{theme}">
-<head><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="{theme}">
-{parts["metas"]}<title>{parts["title"]}</title><link rel="icon" href="/assets/icon.svg">{parts["css"]}</head>
-<body data-ag-theme-mode="{theme}">{parts["app_entry"]}<footer>{parts["config"]}{parts["scripts"]}{parts["renderer"]}</footer>
-</body></html>"""
+<head><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="{theme}"><link rel="icon" href="/assets/icon.svg">{head}</head>
+<body data-ag-theme-mode="{theme}">{parts["app_entry"]}<footer>{scripts}</footer></body></html>"""
 
 
 def create_app(root: Path, host: str = "127.0.0.1") -> Dash:
@@ -115,14 +127,14 @@ def _shell() -> dmc.MantineProvider:
                 id="theme-button",
                 className="icon-button",
                 title="Dark or light",
-                **{"aria-label": "theme"},
+                **aria("theme"),
             ),  # pyright: ignore[reportArgumentType]
         ],
         className="head-tools",
     )
     shell = html.Div(
         [
-            html.Nav(id="nav", className="nav", **{"aria-label": "Pages"}),  # pyright: ignore[reportArgumentType]
+            html.Nav(id="nav", className="nav", **aria("Pages")),  # pyright: ignore[reportArgumentType]
             html.Div(
                 [
                     html.Header([html.Div(id="title", className="title"), tools], className="head"),
@@ -134,7 +146,12 @@ def _shell() -> dmc.MantineProvider:
         ],
         className="shell",
     )
-    theme = {"primaryColor": "indigo", "fontFamily": FONT, "defaultRadius": "sm", "colors": {"dark": GREYS}}
+    theme: Any = {
+        "primaryColor": "indigo",
+        "fontFamily": FONT,
+        "defaultRadius": "sm",
+        "colors": {"dark": GREYS},
+    }
     return dmc.MantineProvider([*stores, shell], id="mantine", theme=theme, forceColorScheme=screen["theme"])
 
 
@@ -154,7 +171,7 @@ def _navigation(library: Library, view: View) -> list[Any]:
         size="xs",
         placeholder="no run yet",
         maxDropdownHeight=420,
-        **{"aria-label": "run"},
+        **aria("run"),
     )
     pages = html.Div([items[0], html.Div(switch, className="switch"), *items[1:]], className="nav-links")
     return [html.Div([brand, pages], className="nav-inner")]
@@ -228,7 +245,13 @@ def _register(app: Dash, library: Library) -> None:
         cursor, said = _cursor(library, view.run)
         nav, title, body = open_page(library, view, screen)
         page = {"page": view.page, "run": view.run, "defaults": _defaults(body, view)}
-        return nav, title, body, page | {"cursor": cursor, "said": said, "built": url.get("count", 0), "nav": _nav_run(library, view)}
+        return (
+            nav,
+            title,
+            body,
+            page
+            | {"cursor": cursor, "said": said, "built": url.get("count", 0), "nav": _nav_run(library, view)},
+        )
 
     @app.callback(
         Output("title", "children", allow_duplicate=True),

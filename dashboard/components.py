@@ -1,4 +1,4 @@
-"""The pieces pages are made of: cards with a plot, controls that live in the URL, badges, lists of findings."""
+"""The pieces of pages: cards with a plot, controls whose values are in the URL, badges, lists of findings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from .urls import View, href
 if TYPE_CHECKING:
     from ..monitor.findings import Finding
 
+TWO_DIGITS: Any = {"function": "twoDigits"}  # in assets/grid.js
 #: Plotly's own upload button is off, and so is everything that is noise on a dashboard.
-GRAPH_CONFIG: dict[str, Any] = {
+GRAPH_CONFIG: Any = {
     "displaylogo": False,
     "responsive": True,
     "showSendToCloud": False,
@@ -36,6 +37,11 @@ GRAPH_CONFIG: dict[str, Any] = {
 }
 
 
+def aria(value: str, attribute: str = "label") -> dict[str, Any]:
+    """A word for screen readers, as a component's `aria-...` argument."""
+    return {f"aria-{attribute}": value}
+
+
 def graph(name: str, title: str, height: int, style: Style) -> html.Div:
     """An empty plot of fixed height; its callback fills it."""
     hidden = {"visible": False}
@@ -44,12 +50,10 @@ def graph(name: str, title: str, height: int, style: Style) -> html.Div:
         "layout": {"template": TEMPLATES[style.palette.name], "xaxis": hidden, "yaxis": hidden},
     }
     plot = dcc.Graph(id=name, figure=empty, config=GRAPH_CONFIG, style={"height": height}, className="plot")
-    return html.Div(plot, role="group", **{"aria-label": title})  # pyright: ignore[reportArgumentType]
+    return html.Div(plot, role="group", **aria(title))  # pyright: ignore[reportArgumentType]
 
 
-def card(
-    title: str, explain: str, *children: Any, tools: Sequence[Any] = (), name: str = "", wide: bool = False
-) -> html.Section:
+def card(title: str, explain: str, *children: Any, tools: Sequence[Any] = ()) -> html.Section:
     """A titled box. `explain` says in one line how to read what is in it."""
     head = html.Div(
         [
@@ -58,8 +62,7 @@ def card(
         ],
         className="card-head",
     )
-    extra = {"id": name} if name else {}
-    return html.Section([head, *children], className="card wide" if wide else "card", **extra)
+    return html.Section([head, *children], className="card")
 
 
 def state_id(key: str) -> dict[str, str]:
@@ -100,7 +103,7 @@ def select(
         searchable=len(options) > 8,
         nothingFoundMessage="nothing of that name",
         maxDropdownHeight=360,
-        **{"aria-label": label},
+        **aria(label),
         **more,
     )
     return _labelled(control, label)
@@ -116,7 +119,7 @@ def pattern(view: View, key: str = "filter") -> html.Div:
         size="xs",
         w=170,
         spellCheck=False,
-        **{"aria-label": "filter layers"},
+        **aria("filter layers"),
     )
     return _labelled(control, "Filter layers")
 
@@ -135,7 +138,7 @@ def smoothing(view: View) -> html.Div:
         w=120,
         updatemode="mouseup",
         thumbLabel="smoothing",
-        label={"function": "twoDigits"},
+        label=TWO_DIGITS,
     )
     return _labelled(html.Div(control, className="slider"), "Smoothing")
 
@@ -161,7 +164,7 @@ def step_slider(view: View, steps: Sequence[int], key: str = "at") -> html.Div:
 
 
 def scale(view: View, *values: np.ndarray) -> html.Div:
-    """Linear or logarithmic value axis; logarithmic from the start when positive values span three decades."""
+    """Linear or logarithmic value axis; logarithmic at first when positive values span three decades."""
     default = "log" if values and wide(np.concatenate(values)) else "linear"
     return choice(view, "scale", {"linear": "Linear", "log": "Log"}, default, "Value axis")
 
@@ -204,7 +207,7 @@ def finding_item(run: str, finding: Finding, shown: int = 4) -> html.Article:
         layers.append(html.Span(f"and {len(finding.layers) - shown} more", className="dim"))
     span = f"step {integer(finding.first_step)}"
     if finding.last_step > finding.first_step:
-        span += f" – {integer(finding.last_step)}"  # noqa: RUF001 - an en dash between numbers
+        span += f" – {integer(finding.last_step)}"
     evidence = [
         html.Span(
             [html.Span(words(key).lower(), className="dim"), " ", html.B(number(value))], className="fact"

@@ -15,7 +15,7 @@ PATH = "/api/live"
 
 
 def register(server: Flask, library: Library) -> None:
-    """`GET /api/live?run=<name>` -> {"cursor", "said", "live"}; without a run, for all of them; 404 for an unknown run."""
+    """`GET /api/live?run=<name>` -> {"cursor", "said", "live"}; no name: all runs; unknown: 404."""
 
     @server.get(PATH)
     def live() -> tuple[Response, int]:

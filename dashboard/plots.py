@@ -67,7 +67,7 @@ def draw(
 
 
 def register(app: Dash, library: Library, plots: tuple[Plot, ...]) -> None:
-    """A callback per plot. It returns the figure only: children that a callback returns are built anew every time."""
+    """A callback per plot. It returns the figure only: returned children would be built anew every time."""
     for plot in plots:
         _register(app, library, plot)
 
@@ -79,7 +79,11 @@ def _register(app: Dash, library: Library, plot: Plot) -> None:
         inputs.append(Input("verdict", "data"))
 
     @app.callback(
-        Output(plot.id, "figure"), Input("pulse", "data"), Input("screen", "data"), *inputs, State("page", "data")
+        Output(plot.id, "figure"),
+        Input("pulse", "data"),
+        Input("screen", "data"),
+        *inputs,
+        State("page", "data"),
     )
     def update(_pulse: Any, screen: dict[str, Any], *rest: Any) -> Figure:
         return draw(plot, library, rest[-1], screen, list(rest[:count]))

@@ -1,4 +1,4 @@
-"""The runs below one folder, for many browser tabs at once: found, refreshed and judged at most as often as needed."""
+"""The runs below one folder, for many tabs at once: found, refreshed and judged as often as needed."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Library:
     def judgement(self, name: str, wait: float = 0.0) -> Judgement | None:
         """The findings of a run. Computed beside the requests; None while there are none yet.
 
-        A run that grew shows its previous findings until the new ones are ready, at most `wait` seconds from now.
+        A run that grew shows its previous findings until the new ones are ready; `wait` seconds are waited.
         """
         stamp = self.run(name).fingerprint()
         with self._lock:
@@ -167,7 +167,7 @@ class Library:
         self._scanned = time.monotonic()
 
     def _judge_latest(self) -> None:
-        """Judge the run that was asked for last: a reader is waiting for it, the others are rows of a table."""
+        """Judge the run that was asked for last: somebody waits for it, the others are rows of a table."""
         with self._lock:
             if not self._pending:
                 return

@@ -78,7 +78,7 @@ def policy(html: str) -> str:
     return "; ".join(
         [
             "default-src 'self'",
-            # 'unsafe-eval' is for the reader's own tools: Playwright's wait_for_function needs it. Nothing of ours
+            # 'unsafe-eval' is for the reader's own tools (Playwright's wait_for_function). Nothing of ours
             # evaluates text, and without 'unsafe-inline' a text from a log cannot become a script.
             " ".join(["script-src 'self' 'unsafe-eval'", *hashes]),
             "style-src 'self' 'unsafe-inline'",  # Mantine and Plotly write style attributes
@@ -99,7 +99,7 @@ def _static(response: Response, packed: dict[str, bytes]) -> None:
         return
     if "m" in request.args:
         response.headers["Cache-Control"] = _YEAR
-    if "gzip" not in request.accept_encodings or response.mimetype.startswith("image/"):
+    if "gzip" not in request.accept_encodings or (response.mimetype or "").startswith("image/"):
         return
     response.direct_passthrough = False
     body = response.get_data()

@@ -7,19 +7,19 @@ import time
 
 import numpy as np
 
-MISSING = "–"  # noqa: RUF001 - an en dash is the usual mark of a missing value
+MISSING = "–"
 _SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def number(value: object) -> str:
-    """A number in at most three significant digits: 0.0312, 4,210, 12.3k, 5.1M, 3.2e-7; – when there is none."""
+    """A number in at most three significant digits: 0.0312, 4,210, 12.3k, 5.1M, 3.2e-7. – means none."""
     if value is None or isinstance(value, str):
         return value or MISSING
     x = float(value)  # pyright: ignore[reportArgumentType] - anything float() accepts
     if math.isnan(x):
         return MISSING
     if math.isinf(x):
-        return "∞" if x > 0 else "−∞"  # noqa: RUF001
+        return "∞" if x > 0 else "−∞"
     size = abs(x)
     if size >= 9999.5:
         return _large(x)

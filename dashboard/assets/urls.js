@@ -2,12 +2,25 @@
 (() => {
   const { layerwatch } = window;
   const no = () => window.dash_clientside.no_update;
+  const slugs = ["overview", "gradient-flow", "layer", "drift", "overfitting", "compare", "alerts"];
   let count = 0;
 
   const here = () => ({ path: location.pathname, search: location.search, count: ++count });
 
+  // The navigation follows at once; a click that comes before the server's answer must not open the previous run.
+  function lead(path) {
+    const [, run, page] = path.match(/^\/run\/(.+)\/([a-z-]+)$/) ?? [];
+    if (!slugs.includes(page)) return;
+    for (const link of document.querySelectorAll(".nav-link")) {
+      const slug = link.getAttribute("href").split("/").pop();
+      if (slugs.includes(slug)) link.setAttribute("href", `/run/${run}/${slug}`);
+      link.classList.toggle("active", slug === page);
+    }
+  }
+
   function go(href) {
     history.pushState({}, "", href);
+    lead(location.pathname);
     window.dash_clientside.set_props("url", { data: here() });
     scrollTo(0, 0);
   }
@@ -41,8 +54,6 @@
   });
 
   const runPath = (name) => name.split("/").map(encodeURIComponent).join("/");
-  const slugs = ["overview", "gradient-flow", "layer", "drift", "overfitting", "compare", "alerts"];
-
   Object.assign(window.dash_clientside.layerwatch, {
     locate: () => here(),
 
@@ -70,7 +81,7 @@
 
     openLayer(click, page) {
       const name = click?.points?.[0]?.y;
-      if (typeof name !== "string" || document.body.dataset.dragged === "1") return no();
+      if (typeof name !== "string") return no();
       go(`/run/${runPath(page.run)}/layer?tensor=${encodeURIComponent(name).replaceAll("%2F", "/")}`);
       return no();
     },

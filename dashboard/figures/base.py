@@ -1,10 +1,11 @@
-"""What all figures share: curves thinned so that spikes survive, packed arrays, panels stacked on one step axis."""
+"""What all figures share: curves thinned so that spikes survive, packed arrays, panels on one step axis."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def packed(values: np.ndarray) -> dict[str, Any]:
 
 
 def smooth(values: np.ndarray, weight: float) -> np.ndarray:
-    """Exponential moving average without start-up bias; `weight` in [0, 1) is how much of the past is kept."""
+    """Exponential moving average without start-up bias; `weight` in [0, 1) is the share of the past."""
     if weight <= 0 or len(values) < 2:
         return np.asarray(values, dtype=np.float64)
     series = pd.Series(np.where(np.isfinite(values), values, np.nan))
@@ -36,7 +37,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
-    """Indices of at most about `limit` points: lowest and highest of each bin, first, last. Spikes survive."""
+    """Indices of about `limit` points: lowest and highest of each bin, first, last. Spikes survive."""
     count = len(steps)
     if count <= limit:
         return np.arange(count)
@@ -44,7 +45,7 @@ def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> np.n
     low = np.where(np.isfinite(values), values, np.inf)
     high = np.where(np.isfinite(values), values, -np.inf)
     keep = {0, count - 1}
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         keep.add(start + int(np.argmin(low[start:stop])))
         keep.add(start + int(np.argmax(high[start:stop])))
     return np.array(sorted(keep))

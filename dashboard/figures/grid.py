@@ -1,4 +1,4 @@
-"""A layer x step matrix: built from rows, ordered, filtered by an RE2 pattern, pooled to what a screen can show."""
+"""A layer x step matrix: built from rows, ordered, filtered by an RE2 pattern, pooled for a screen."""
 
 from __future__ import annotations
 
@@ -60,14 +60,15 @@ def build(frame: pd.DataFrame, value: np.ndarray, bad: np.ndarray | None = None)
 
 
 def matching(names: list[str], pattern: str) -> tuple[list[int], str]:
-    """Positions of the names that an RE2 pattern finds, and what is wrong with the pattern ("" when nothing is).
+    """Positions of the names that an RE2 pattern finds, and what is wrong with the pattern ("": nothing).
 
     RE2 runs in linear time whatever the pattern; Python's own engine can hang on a pattern from a URL.
     """
     if not pattern:
         return list(range(len(names))), ""
+    options = pc.MatchSubstringOptions(pattern)
     try:
-        found = pc.match_substring_regex(pa.array(names, type=pa.string()), pattern=pattern)
+        found = pc.call_function("match_substring_regex", [pa.array(names, pa.string())], options)
     except (pa.ArrowInvalid, pa.ArrowException, ValueError) as error:
         reason = str(error).splitlines()[0].removeprefix("Invalid regular expression: ")
         return list(range(len(names))), f"The pattern is not a regular expression (RE2): {reason}"
@@ -112,7 +113,7 @@ def scaled(values: np.ndarray, log: bool) -> np.ndarray:
 
 
 def pool(grid: Grid, rows: int = MAX_ROWS, columns: int = MAX_COLUMNS) -> Grid:
-    """At most `rows` x `columns` cells; a cell shows the largest of what it covers, so that no spike is lost."""
+    """At most `rows` x `columns` cells; a cell shows the largest of what it covers, so no spike is lost."""
     values, bad, names, steps = grid.values, grid.bad, grid.names, grid.steps
     if len(steps) > columns:
         edges = np.linspace(0, len(steps), columns + 1).astype(int)[:-1]

@@ -1,4 +1,4 @@
-"""Histograms over time: exact log buckets drawn on a logarithmic value axis, or resampled onto a linear one."""
+"""Histograms over time: exact log buckets resampled onto a linear or a signed logarithmic value axis."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ DECADES = 6  # of a logarithmic value axis; what is smaller joins the zero in th
 TAIL = 0.0005  # left out at each end of a linear axis, so that one outlier does not squeeze the rest
 RIDGES = 16
 ROWS_A_DECADE = 12
+SHARE = "%{customdata:.3~p} of the elements<extra></extra>"
 
 
 def density(frame: pd.DataFrame, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shares on a linear value axis: (steps (n,), edges (bins + 1,), share of the elements (bins, n)).
 
-    `frame` has step, low, high, count: one row a bucket. The axis holds all but TAIL at each end of every step.
+    `frame` has step, low, high, count: one row a bucket. The axis leaves out TAIL at each end of a step.
     """
     steps = _steps(frame)
     low, high = _span(steps)
@@ -29,7 +30,7 @@ def density(frame: pd.DataFrame, bins: int = BINS) -> tuple[np.ndarray, np.ndarr
 
 
 def log_density(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Shares on a signed logarithmic axis: (steps (n,), positions (rows,), share (rows, n), exponent of the zero).
+    """Shares on a signed logarithmic axis: (steps, positions (rows,), share (rows, n), exponent of zero).
 
     A position is sign x decades above 10^exponent; 0 holds zero and everything below that.
     """
@@ -51,7 +52,7 @@ def log_density(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _steps(frame: pd.DataFrame) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Each step's cumulative distribution: (step, points, mass up to each), two points a bucket, mass from 0 to 1."""
+    """Each step's cumulative distribution: (step, points, mass up to each), two points a bucket."""
     found = []
     for step, rows in frame.sort_values(["step", "low", "high"]).groupby("step", sort=True):
         total = np.cumsum(rows["count"].to_numpy(dtype=float))
@@ -65,7 +66,7 @@ def _steps(frame: pd.DataFrame) -> list[tuple[int, np.ndarray, np.ndarray]]:
 
 
 def _resample(steps: list[tuple[int, np.ndarray, np.ndarray]], edges: np.ndarray) -> np.ndarray:
-    """The share of each bin, by interpolating the cumulative distribution: a bucket's mass is spread over its width.
+    """The share of each bin, by interpolating the cumulative distribution.
 
     Without this the ever wider buckets of large values would look like peaks.
     """
@@ -113,12 +114,10 @@ def histogram_map(
         "zmax": 1,
         "showscale": False,
         "hoverongaps": False,
-        "hovertemplate": "step %{x:,d}<br>value near %{y:.3~g}<br>%{customdata:.3~p} of the elements<extra></extra>",
+        "hovertemplate": "step %{x:,d}<br>value near %{y:.3~g}<br>" + SHARE,
     }
     if log:
-        trace["hovertemplate"] = (
-            "step %{x:,d}<br>value near %{text}<br>%{customdata:.3~p} of the elements<extra></extra>"
-        )
+        trace["hovertemplate"] = "step %{x:,d}<br>value near %{text}<br>" + SHARE
         trace["text"] = [[label] * len(at) for label in rows_of_hover]
     layout = {
         "hovermode": "closest",
@@ -139,7 +138,7 @@ def _signed_ticks(rows: np.ndarray, floor: float) -> dict[str, Any]:
     values = [*(-d for d in reversed(decades)), 0, *decades]
 
     def label(d: int) -> str:
-        return "0" if d == 0 else f"{'−' if d < 0 else ''}10<sup>{int(abs(d) + floor)}</sup>"  # noqa: RUF001
+        return "0" if d == 0 else f"{'−' if d < 0 else ''}10<sup>{int(abs(d) + floor)}</sup>"
 
     return {"tickvals": values, "ticktext": [label(d) for d in values]}
 

@@ -11,7 +11,6 @@ from .base import log_axis, packed, step_axis
 from .grid import Grid, limits, per_layer, pool, scaled
 from .theme import Figure, Style, color_bar, message, translucent
 
-
 #: Two step-like axes that measure themselves collide, so the space below the map is fixed.
 FIXED = {"automargin": False, "title": {"text": "optimizer step", "standoff": 20}}
 
@@ -138,7 +137,7 @@ def _color_ticks(low: float, high: float, log: bool, colors: str) -> dict[str, A
     if last - first >= 1:
         jump = max(1, (last - first) // 5)
         powers = list(range(first, last + 1, jump))
-        return {"tickvals": powers, "ticktext": [f"10<sup>{p}</sup>" for p in powers]}  # noqa: RUF001
+        return {"tickvals": powers, "ticktext": [f"10<sup>{p}</sup>" for p in powers]}
     values = np.linspace(low, high, 3)
     return {"tickvals": values.tolist(), "ticktext": [f"{10**v:.2g}" for v in values]}
 

@@ -192,7 +192,7 @@ def overfitting(
     log: bool = False,
     steps: tuple[float, float] | None = None,
 ) -> Figure:
-    """Losses with the best validation step marked, the gap, and how far the weight norm grew (step, value)."""
+    """Losses with the best validation step marked, the gap, and the growth of the weight norm."""
     p = style.palette
     panels = [Panel(loss_traces(train, val, style, smoothing), "loss", 1.0, log)]
     gaps = gap(train, val)
@@ -248,12 +248,13 @@ def stopping_advice(train: pd.DataFrame, val: pd.DataFrame) -> str:
     since = int((finite["step"] > step).sum())
     if since == 0 or final <= value * 1.02:
         return (
-            f"Validation loss is at its best now ({number(value)} at step {integer(step)}, last {number(final)}): "
-            "no reason to stop early."
+            f"Validation loss is at its best now ({number(value)} at step {integer(step)}, "
+            f"last {number(final)}): no reason to stop early."
         )
     rise = 100 * (final / value - 1) if value > 0 else float("nan")
     return (
-        f"Validation loss was lowest at step {integer(step)} ({number(value)}) and has risen by {number(rise)} % to "
-        f"{number(final)} over the {integer(since)} validations since. Stopping there would have saved "
-        f"{integer(end - step)} of {integer(end)} steps ({number(100 * (end - step) / max(end, 1))} %)."
+        f"Validation loss was lowest at step {integer(step)} ({number(value)}) and has risen by "
+        f"{number(rise)} % to {number(final)} over the {integer(since)} validations since. "
+        f"Stopping there would have saved {integer(end - step)} of {integer(end)} steps "
+        f"({number(100 * (end - step) / max(end, 1))} %)."
     )

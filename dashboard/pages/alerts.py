@@ -28,9 +28,8 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         html.Div(choice(view, "show", SHOWN, "all", "Show"), className="toolbar"),
         card(
             "Alerts and events",
-            "What the detectors found (at the step where it begins) and what happened to the run itself, latest first.",
+            "What the detectors found (where it begins) and what happened to the run, latest first.",
             html.Div(id="alert-list", className="scroll"),
-            wide=True,
         ),
     ]
 
@@ -87,7 +86,7 @@ def table(found: list[dict[str, Any]], name: str) -> Any:
     body = [
         html.Tr(
             [
-                html.Td(integer(row["step"]) if row["step"] >= 0 else "–", className="figure"),  # noqa: RUF001
+                html.Td(integer(row["step"]) if row["step"] >= 0 else "–", className="figure"),
                 html.Td(clock(row["time"]), className="figure dim"),
                 html.Td(badge(row["tone"], row["label"])),
                 html.Td([html.B(row["title"]), html.Div(row["text"], className="dim")]),
@@ -107,7 +106,7 @@ def _where(name: str, layers: tuple[str, ...]) -> list[Any]:
 def clock(moment: float | None) -> str:
     """A unix time as local date and time."""
     if moment is None or not np.isfinite(moment):
-        return "–"  # noqa: RUF001
+        return "–"
     return datetime.fromtimestamp(moment).strftime("%d %b %H:%M:%S")
 
 

@@ -27,7 +27,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     if not others:
         return [notice("Only one run", "There is no second run below this folder to compare with.")]
     names = scalar_names(library, run)
-    parts = [
+    return [
         html.Div(
             [
                 select(view, "with", [(name, name) for name in others], others[0], "Compare with", 230),
@@ -44,11 +44,9 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
             "Both runs",
             "The same scalar of both runs on one step axis; drag to zoom.",
             graph("compare-plot", "Both runs", 380, style),
-            wide=True,
         ),
         html.Div(id="compare-tables", className="halves"),
     ]
-    return parts
 
 
 def scalar_names(library: Library, run: Run) -> list[str]:
@@ -112,7 +110,7 @@ def _flatten(flat: dict[str, str], prefix: str, value: Any) -> None:
 def differences(one: dict[str, str], two: dict[str, str]) -> tuple[list[tuple[str, str, str]], int]:
     """(key, value in one, value in two) where they differ, and how many are the same."""
     keys = list(dict.fromkeys([*one, *two]))
-    rows = [(key, one.get(key, "–"), two.get(key, "–")) for key in keys if one.get(key) != two.get(key)]  # noqa: RUF001
+    rows = [(key, one.get(key, "–"), two.get(key, "–")) for key in keys if one.get(key) != two.get(key)]
     return rows, len(keys) - len(rows)
 
 

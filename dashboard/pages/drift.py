@@ -51,11 +51,10 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         ),
         card(
             "Drift from the reference",
-            "Relative L2 distance |w − reference| ÷ |reference|: 0 is unmoved, 1 has moved by its own length. "  # noqa: RUF001
+            "Relative L2 distance |w − reference| ÷ |reference|: 0 is unmoved, 1 moved by its own length. "
             "Bars: every row at the chosen step. Click a row to open the layer.",
             html.P(reference_sentence(run), className="plot-note"),
             graph("drift-map", "Drift, layer by step", height(len(base.names), style.narrow), style),
-            wide=True,
         ),
         html.Div(still_card(run, view.run), id="still"),
     ]

@@ -104,12 +104,12 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
             className="toolbar",
         ),
         card(
-            "Layer × step",  # noqa: RUF001 - the multiplication sign
-            "One row a layer, one column a capture; a cell shows the largest value it covers, NaN and infinity are red. "
-            "Click a row to open the layer; drag to zoom in, which reads again at full resolution.",
+            "Layer × step",
+            "One row a layer, one column a capture; a cell shows the largest value it covers, "
+            "NaN and infinity are red. Click a row to open the layer; drag to zoom in, "
+            "which reads again at full resolution.",
             html.P(id="flow-note", className="plot-note"),
             graph("flow-map", "Layer by step", height(len(base.names), style.narrow), style),
-            wide=True,
         ),
     ]
 

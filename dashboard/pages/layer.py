@@ -9,7 +9,7 @@ import numpy as np
 from dash import Dash, Input, Output, State, html
 
 from ...monitor import Run, RunError
-from ..components import card, choice, finding_item, graph, hidden, notice, scale, state_id
+from ..components import aria, card, choice, finding_item, graph, hidden, notice, scale, state_id
 from ..figures.histogram import histogram_map, ridgeline
 from ..figures.layer import activity, history, quantiles, vector
 from ..figures.theme import Figure, Style, message
@@ -62,7 +62,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         chosen = worst(run, library.judgement(view.run, wait=3.0))
     if not chosen:
         return [notice("No layers", "Nothing was captured in this run yet, so there is no layer to show.")]
-    classes = dict(zip(SHOWN, available(run, chosen), strict=True))
+    classes: dict[str, str] = dict(zip(SHOWN, available(run, chosen), strict=True))
     return [
         html.Div(
             [
@@ -97,7 +97,7 @@ def _selector(run: Run, chosen: str) -> html.Div:
         className="tensor-select",
         maxDropdownHeight=420,
         nothingFoundMessage="no layer of that name",
-        **{"aria-label": "layer"},
+        **aria("layer"),
     )
     previous = html.Button("‹", id="layer-previous", title="previous layer (key k)", className="icon-button")
     following = html.Button("›", id="layer-next", title="next layer (key j)", className="icon-button")
@@ -166,7 +166,7 @@ def module_of(run: Run, name: str) -> str:
 
 
 def bias_of(run: Run, name: str) -> str:
-    """The small tensor whose values are shown with `name`: the bias of the same module, or the tensor itself."""
+    """The small tensor whose values are shown with `name`: the bias of its module, or itself."""
     tensors = run.tensors()
     rows = tensors[tensors["tensor"] == name]
     if rows.empty:
@@ -268,7 +268,7 @@ def facts(run: Run, name: str) -> list[Any]:
             _fact("depth", _depth(modules, name, "module")),
         ]
     row = rows.iloc[0]
-    shape = " × ".join(str(n) for n in row["shape"])  # noqa: RUF001 - the multiplication sign
+    shape = " × ".join(str(n) for n in row["shape"])
     items = [
         _fact("role", str(row["role"]).replace("_", " ")),
         _fact("shape", shape or "scalar"),

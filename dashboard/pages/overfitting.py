@@ -42,7 +42,6 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
             "Weight norm ÷ first: how much the weights grew, over all layers together.",
             graph("overfitting-plot", "Training against validation", 520, style),
             tools=[scale(view, *losses), smoothing(view), hidden(view, "range")],
-            wide=True,
         ),
     ]
     return parts
@@ -55,14 +54,15 @@ def summary(run: Run) -> list[Any]:
     if best is None:
         return []
     gaps = gap(train, val)
-    now, then = (gaps["gap"].iloc[-1], gaps.loc[gaps["step"] == best[0], "gap"]) if len(gaps) else (None, [])
+    now = gaps["gap"].iloc[-1] if len(gaps) else None
+    then = gaps.loc[gaps["step"] == best[0], "gap"].tolist()
     figures = [
         key_figure("Best validation", number(best[1]), f"at step {integer(best[0])}", "good"),
         key_figure(
             "Latest validation", number(val["value"].iloc[-1]), f"at step {integer(val['step'].iloc[-1])}"
         ),
-        key_figure("Gap now", number(now), "validation − training"),  # noqa: RUF001
-        key_figure("Gap at the best", number(then.iloc[0]) if len(then) else number(None), ""),
+        key_figure("Gap now", number(now), "validation − training"),
+        key_figure("Gap at the best", number(then[0] if then else None)),
         key_figure("Weight norm ÷ first", number(_last(weight_growth(run))), "all layers"),
     ]
     advice = html.P(stopping_advice(train, val), className="lead")

@@ -8,7 +8,7 @@ import numpy as np
 from dash import Dash, Input, Output, State, html
 
 from ...monitor import Run, RunError
-from ..components import card, finding_item, graph, hidden, key_figure, notice, scale, smoothing
+from ..components import aria, card, finding_item, graph, hidden, key_figure, notice, scale, smoothing
 from ..figures.curves import multiples_height, small_multiples
 from ..figures.loss import best_validation, loss
 from ..figures.theme import Figure, Style, message
@@ -40,7 +40,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
                     tools=[scale(view, *losses), smoothing(view), hidden(view, "range")],
                 ),
                 html.Div(
-                    findings(view.run, judged), id="findings", className="findings", **{"aria-live": "polite"}
+                    findings(view.run, judged), id="findings", className="findings", **aria("polite", "live")
                 ),
             ],
             className="split",
@@ -49,9 +49,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     if others:
         height = multiples_height(len(others), style.narrow)
         explain = "Everything else that was logged, each on its own axis."
-        parts.append(
-            card("Other scalars", explain, graph("scalars-plot", "Other scalars", height, style), wide=True)
-        )
+        parts.append(card("Other scalars", explain, graph("scalars-plot", "Other scalars", height, style)))
     return parts
 
 

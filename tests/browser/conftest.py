@@ -1,4 +1,4 @@
-"""The real server in a process of its own, a real Chromium, and a page that fails the test on any console error."""
+"""The real server in its own process, a real Chromium, a page that fails its test on any console error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHROMIUM_FLAGS = [
     "--disable-quic",
 ]
 CHECKOUT = Path(__file__).resolve().parents[2]
-SERVE = "import sys; from pathlib import Path; from layerwatch.dashboard import serve; serve(Path(sys.argv[1]), port=0)"
+SERVE = "import sys, pathlib, layerwatch.dashboard as d; d.serve(pathlib.Path(sys.argv[1]), port=0)"
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -63,7 +63,9 @@ def server(runs_root: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    program = os.environ.get("LAYERWATCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    program = (
+        os.environ.get("LAYERWATCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    )
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
         yield chromium

@@ -12,8 +12,8 @@ from playwright.sync_api import Page
 
 TRACES = """name => {
   const plot = document.querySelector(`[id="${name}"] .js-plotly-plot`);
-  return plot && plot.data ? JSON.parse(JSON.stringify(plot.data.map(({_inputArray, ...rest}) => rest), (key, value) =>
-    key === "_inputArray" ? undefined : value)) : null;
+  const plain = (key, value) => (key === "_inputArray" ? undefined : value);
+  return plot && plot.data ? JSON.parse(JSON.stringify(plot.data, plain)) : null;
 }"""
 LAYOUT = """([name, path]) => {
   const plot = document.querySelector(`[id="${name}"] .js-plotly-plot`);
@@ -48,3 +48,8 @@ def array(value: Any) -> np.ndarray:
         return np.array(value, dtype=float)
     flat = np.frombuffer(base64.b64decode(value["bdata"]), dtype=value["dtype"])
     return flat.reshape([int(n) for n in value["shape"].split(",")]) if "shape" in value else flat
+
+
+def address(page: Page) -> str:
+    """The address bar now. `page.url` lags: Playwright updates it only while it handles events."""
+    return page.evaluate("location.href")

@@ -10,13 +10,20 @@ from playwright.sync_api import Page, expect
 
 from layerwatch import Run
 from layerwatch.dashboard.urls import RUN_PAGES
-from tests.browser.reading import array, layout, traces, until
+from tests.browser.reading import address, array, layout, traces, until
 
 Open = Callable[..., Page]
 PLOTS = {
     "overview": ["loss-plot", "scalars-plot"],
     "gradient-flow": ["flow-map"],
-    "layer": ["histogram-weight", "histogram-gradient", "histogram-update", "quantile-plot", "bias-plot", "history-plot"],
+    "layer": [
+        "histogram-weight",
+        "histogram-gradient",
+        "histogram-update",
+        "quantile-plot",
+        "bias-plot",
+        "history-plot",
+    ],
     "drift": ["drift-map"],
     "overfitting": ["overfitting-plot"],
     "compare": ["compare-plot"],
@@ -42,7 +49,9 @@ def test_the_navigation_leads_through_all_pages(open_page: Open) -> None:
 def test_navigation_comes_first_in_the_page(open_page: Open) -> None:
     page = open_page("/run/healthy/overview")
     expect(page.locator("#nav a").first).to_be_visible()
-    words = page.evaluate("[...document.querySelectorAll('a, button, h1')].slice(0, 9).map(e => e.textContent)")
+    words = page.evaluate(
+        "[...document.querySelectorAll('a, button, h1')].slice(0, 9).map(e => e.textContent)"
+    )
     assert [word for word in words if word in RUN_PAGES.values()] == list(RUN_PAGES.values())
 
 
@@ -54,7 +63,12 @@ def test_the_runs_page_lists_every_run(open_page: Open) -> None:
     row = page.locator("[row-id='nested/blow-up']")
     expect(row.locator(".badge")).to_have_text("critical")
     page.get_by_text("Last step", exact=True).click()
-    until(lambda: page.locator(".ag-row[row-index='0'] .run-link").inner_text() in ("finetune", "nested/blow-up"), "sorted rows")
+    until(
+        lambda: (
+            page.locator(".ag-row[row-index='0'] .run-link").inner_text() in ("finetune", "nested/blow-up")
+        ),
+        "sorted rows",
+    )
 
 
 def test_losses_on_screen_are_those_of_the_log(open_page: Open, healthy: Run) -> None:
@@ -111,12 +125,14 @@ def test_j_and_k_walk_through_the_layers(open_page: Open, healthy: Run) -> None:
     expect(box).to_have_value(names[3])
     page.keyboard.press("k")
     expect(box).to_have_value(names[2])
-    until(lambda: f"tensor={names[2]}" in page.url, "the tensor in the address")
+    until(lambda: f"tensor={names[2]}" in address(page), "the tensor in the address")
     expected = healthy.stats("weight", names[2])["norm"].to_numpy()
 
     def norms_follow() -> bool:
         drawn = {trace["name"]: trace["y"] for trace in traces(page, "history-plot")}
-        return len(drawn["weight norm"]) == len(expected) and np.allclose(drawn["weight norm"], expected, rtol=1e-6)
+        return len(drawn["weight norm"]) == len(expected) and np.allclose(
+            drawn["weight norm"], expected, rtol=1e-6
+        )
 
     until(norms_follow, "the norms of the new layer")
 
@@ -162,7 +178,7 @@ def test_a_drag_zooms_reads_again_and_is_in_the_address(open_page: Open) -> None
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 22, steps=5)
     page.mouse.up()
-    until(lambda: "range=" in page.url, "the step range in the address")
+    until(lambda: "range=" in address(page), "the step range in the address")
     steps = until(lambda: (x := traces(page, "flow-map")[0]["x"]) and len(x) < 30 and x, "fewer columns")
     assert min(steps) > 10
     assert max(steps) < 35
@@ -175,13 +191,20 @@ def test_a_copied_address_opens_the_same_view(open_page: Open) -> None:
     page.get_by_text("Worst first").click()
     page.get_by_role("textbox", name="Quantity").click()
     page.get_by_role("option", name="Update ratio").click()
-    until(lambda: all(part in page.url for part in ("filter=", "order=badness", "metric=update_ratio")), "the address")
+    until(
+        lambda: all(part in address(page) for part in ("filter=", "order=badness", "metric=update_ratio")),
+        "the address",
+    )
     until(lambda: len(traces(page, "flow-map")[0]["y"]) == 3, "three weights")
     until(lambda: traces(page, "flow-map")[0]["name"] == "update ratio", "the update ratio")
     first = traces(page, "flow-map")[0]
-    again = open_page(page.url)
+    again = open_page(address(page))
     second = traces(again, "flow-map")[0]
-    assert (second["name"], second["y"], second["customdata"]) == (first["name"], first["y"], first["customdata"])
+    assert (second["name"], second["y"], second["customdata"]) == (
+        first["name"],
+        first["y"],
+        first["customdata"],
+    )
     expect(again.get_by_role("textbox", name="Quantity")).to_have_value("Update ratio")
     expect(again.get_by_role("textbox", name="filter layers")).to_have_value("weight$")
 
@@ -192,8 +215,8 @@ def test_dark_mode_by_the_switch_and_by_the_address(open_page: Open) -> None:
     page.locator("#theme-button").click()
     until(lambda: layout(page, "loss-plot", "font.color") == "#e3e7ed", "dark text in the plot")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(15, 18, 22)"
-    until(lambda: "theme=dark" in page.url, "the theme in the address")
-    again = open_page(page.url)
+    until(lambda: "theme=dark" in address(page), "the theme in the address")
+    again = open_page(address(page))
     traces(again, "loss-plot")
     assert layout(again, "loss-plot", "font.color") == "#e3e7ed"
     preferred = open_page("/run/healthy/overview", scheme="dark")

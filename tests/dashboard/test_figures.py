@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ STYLES = [Style(LIGHT), Style(DARK), Style(LIGHT, narrow=True)]
 
 
 def frame(values: list[float], every: int = 1) -> pd.DataFrame:
-    return pd.DataFrame({"step": np.arange(len(values)) * every, "time": 0.0, "value": np.array(values, dtype=float)})
+    return pd.DataFrame(
+        {"step": np.arange(len(values)) * every, "time": 0.0, "value": np.array(values, dtype=float)}
+    )
 
 
 def unpack(spec: dict[str, Any]) -> np.ndarray:
@@ -33,9 +36,18 @@ def test_plotly_accepts_every_figure(style: Style) -> None:
     """go.Figure refuses an unknown property, which the browser would ignore without a word."""
     rows = pd.DataFrame({"tensor": ["a", "a", "b", "b"], "step": [0, 1, 0, 1]})
     whole = grid.build(rows, np.array([1.0, 2.0, 3.0, np.nan]), np.array([False, False, False, True]))
-    buckets = pd.DataFrame({"step": [0, 0, 1], "low": [-1.0, 0.0, 0.5], "high": [-0.5, 0.0, 1.0], "count": [3, 1, 4]})
-    bands = pd.DataFrame({"step": [0, 1], **{q: [0.0, 1.0] for q in ("min", "p01", "p05", "p25", "p50", "p75", "p95", "p99", "max")}})
-    norms = pd.DataFrame({"step": [0, 1], "norm": [1.0, 2.0], "ratio": [1e-3, 1e-2], "relative_l2": [0.0, 0.1]})
+    buckets = pd.DataFrame(
+        {"step": [0, 0, 1], "low": [-1.0, 0.0, 0.5], "high": [-0.5, 0.0, 1.0], "count": [3, 1, 4]}
+    )
+    bands = pd.DataFrame(
+        {
+            "step": [0, 1],
+            **{q: [0.0, 1.0] for q in ("min", "p01", "p05", "p25", "p50", "p75", "p95", "p99", "max")},
+        }
+    )
+    norms = pd.DataFrame(
+        {"step": [0, 1], "norm": [1.0, 2.0], "ratio": [1e-3, 1e-2], "relative_l2": [0.0, 0.1]}
+    )
     figures = [
         loss.loss(frame([3, 2, np.nan, 1]), frame([3, 2], 2), [], style, 0.5, True, (0, 2)),
         loss.overfitting(frame([3, 2, 1]), frame([3, 4], 2), frame([1, 2]), style),
@@ -188,7 +200,14 @@ def test_densities_add_to_one_and_do_not_depend_on_the_buckets() -> None:
 
 
 def test_the_log_axis_is_symmetric_and_gathers_zero_and_dust_in_the_middle() -> None:
-    buckets = pd.DataFrame({"step": [0] * 4, "low": [-1.0, 0.0, 1e-12, 0.5], "high": [-0.5, 0.0, 2e-12, 1.0], "count": [3, 2, 1, 4]})
+    buckets = pd.DataFrame(
+        {
+            "step": [0] * 4,
+            "low": [-1.0, 0.0, 1e-12, 0.5],
+            "high": [-0.5, 0.0, 2e-12, 1.0],
+            "count": [3, 2, 1, 4],
+        }
+    )
     _, rows, shares, _ = histogram.log_density(buckets)
     assert rows[0] == -rows[-1]
     assert shares[rows == 0].sum() == pytest.approx(0.3)
@@ -200,7 +219,9 @@ def test_the_log_axis_is_symmetric_and_gathers_zero_and_dust_in_the_middle() -> 
 def test_a_log_axis_has_at_least_two_and_at_most_nine_labels_inside_its_range(values: list[float]) -> None:
     axis = log_axis(np.array(values))
     assert 2 <= len(axis["tickvals"]) <= 9
-    assert all(axis["range"][0] - 0.3 <= np.log10(tick) <= axis["range"][1] + 0.3 for tick in axis["tickvals"])
+    assert all(
+        axis["range"][0] - 0.3 <= np.log10(tick) <= axis["range"][1] + 0.3 for tick in axis["tickvals"]
+    )
 
 
 def test_a_small_bias_is_lines_and_a_large_one_a_map() -> None:
@@ -225,7 +246,7 @@ def test_stacked_panels_share_one_step_axis() -> None:
     assert {trace["xaxis"] for trace in figure["data"]} == {"x"}
     assert "xaxis2" not in figure["layout"]
     domains = sorted(figure["layout"][key]["domain"] for key in figure["layout"] if key.startswith("yaxis"))
-    assert all(low[1] < high[0] for low, high in zip(domains, domains[1:], strict=False))
+    assert all(low[1] < high[0] for low, high in pairwise(domains))
 
 
 def test_packed_arrays_round_trip() -> None:

@@ -20,12 +20,16 @@ from layerwatch.monitor import RunError
 NAMES = {"localhost", "127.0.0.1"}
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:8050", "127.0.0.1:8050", "[::1]:8050", "192.168.0.7:80"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8050", "127.0.0.1:8050", "[::1]:8050", "192.168.0.7:80"]
+)
 def test_this_machine_answers(host: str) -> None:
     assert host_allowed(host, NAMES)
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8050", "", "127.0.0.1.evil.example", "[::1"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example:8050", "", "127.0.0.1.evil.example", "[::1"]
+)
 def test_foreign_names_are_refused(host: str) -> None:
     assert not host_allowed(host, NAMES)
 
@@ -87,7 +91,10 @@ def test_the_live_route_knows_runs_and_only_runs(client: Client, library: Librar
     assert answer.json["live"] is False
     assert answer.headers["Cache-Control"] == "no-store"
     for name in ("../healthy", "/etc/passwd", "nested", "%00"):
-        assert client.get("/api/live", query_string={"run": name}, headers={"Host": "localhost"}).status_code == 404
+        assert (
+            client.get("/api/live", query_string={"run": name}, headers={"Host": "localhost"}).status_code
+            == 404
+        )
 
 
 def test_the_cursor_changes_when_the_run_grows_and_only_then(tmp_path: Path) -> None:
@@ -119,7 +126,9 @@ def test_a_new_run_appears_without_a_restart(tmp_path: Path, runs_root: Path) ->
     assert library.run("late").name == "late"
 
 
-def test_detectors_that_fail_do_not_take_the_page_with_them(runs_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detectors_that_fail_do_not_take_the_page_with_them(
+    runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from layerwatch.monitor import Run
 
     def broken(*_: object) -> list[object]:
@@ -140,7 +149,9 @@ def test_answers_are_remembered_until_the_run_grows(library: Library) -> None:
     assert len(calls) == 1
 
 
-def test_serve_refuses_a_taken_port_before_it_says_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_refuses_a_taken_port_before_it_says_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         serve(tmp_path, port=taken.getsockname()[1])
     assert capsys.readouterr().out == ""

@@ -26,7 +26,15 @@ def test_numbers_have_three_digits(value: object, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.5, "0.5 s"), (45, "45 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273600, "3 d 4 h"), (None, "–")]
+    ("seconds", "shown"),
+    [
+        (0.5, "0.5 s"),
+        (45, "45 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (273600, "3 d 4 h"),
+        (None, "–"),
+    ],
 )
 def test_durations_have_two_units(seconds: float | None, shown: str) -> None:
     assert duration(seconds) == shown

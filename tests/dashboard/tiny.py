@@ -1,9 +1,10 @@
-"""Real runs, small enough to train in a few seconds. Also a script: `python tiny.py FOLDER` trains one slowly, to be watched."""
+"""Real runs, trained in a few seconds. `python tiny.py FOLDER` trains one slowly, to be watched."""
 
 from __future__ import annotations
 
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ def mlp(activation: type[nn.Module], depth: int, width: int = 16) -> nn.Sequenti
     """A classifier from 12 features to 4 classes."""
     sizes = [12, *[width] * (depth - 1)]
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), activation()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], 4))
 
@@ -30,14 +31,18 @@ def batch(size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Te
     return x, (x @ scores).argmax(1)
 
 
-def train(folder: Path, net: nn.Module, lr: float, steps: int, *, validate: bool = True, pause: float = 0.0) -> Path:
+def train(
+    folder: Path, net: nn.Module, lr: float, steps: int, *, validate: bool = True, pause: float = 0.0
+) -> Path:
     """Train with SGD under `watch`, every step captured."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     held = batch(128, generator)
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr)
-    watcher = watch(net, optimizer, run=folder, every=1, config={"lr": lr, "depth": len(list(net.children()))})
+    watcher = watch(
+        net, optimizer, run=folder, every=1, config={"lr": lr, "depth": len(list(net.children()))}
+    )
     for step in range(steps):
         x, y = batch(32, generator)
         loss = nn.functional.cross_entropy(net(x), y)
@@ -54,7 +59,7 @@ def train(folder: Path, net: nn.Module, lr: float, steps: int, *, validate: bool
 
 
 def write_runs(root: Path) -> Path:
-    """Four runs below `root`: healthy, vanishing, nested/blow-up (NaN), finetune (first layer frozen, no validation)."""
+    """healthy, vanishing, nested/blow-up (NaN) and finetune (first layer frozen, no validation)."""
     torch.manual_seed(0)
     train(root / "healthy", mlp(nn.ReLU, 3), 0.1, 60)
     train(root / "vanishing", mlp(nn.Sigmoid, 10), 0.05, 60)
