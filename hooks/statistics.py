@@ -71,27 +71,39 @@ def summarise_array(x: Array, **more: Any) -> Summary:
 
     `more`: further fields of the summary.
     """
-    scratch = _scratch
-    out, buckets, counts = scratch.out, scratch.buckets, scratch.counts
+    if x.dtype == np.float64:
+        kernels.summarise64(x, x.view(np.int64), _scratch.wide, _cleared())
+    else:
+        kernels.summarise32(x, x.view(np.int32), _scratch.narrow, _cleared())
+    return _collect(x.size, x.dtype == np.float64, more)
+
+
+def _cleared() -> Array:
+    out = _scratch.out
     out[:] = 0.0
     out[2], out[3] = math.inf, -math.inf
-    if x.dtype == np.float64:
-        kernels.summarise64(x, x.view(np.int64), scratch.wide, out)
+    return out
+
+
+def _collect(size: int, wide: bool, more: dict[str, Any]) -> Summary:
+    """What a kernel has left in the buffers."""
+    scratch = _scratch
+    buckets, counts = scratch.buckets, scratch.counts
+    if wide:
         used = kernels.take_buckets(scratch.wide, kernels.WIDE, 4, kernels.WIDE - 4, buckets, counts)
     else:
-        kernels.summarise32(x, x.view(np.int32), scratch.narrow, out)
         used = kernels.take_buckets(scratch.narrow, 1024, 4, 1020, buckets, counts)
-    total, total_sq, low, high, zeros, nans, pos_infs, neg_infs = out.tolist()
+    total, total_sq, low, high, zeros, nans, pos_infs, neg_infs = scratch.out.tolist()
     kept = counts[:used].copy()
     others = int(zeros + nans + pos_infs + neg_infs)
     return Summary(
-        count=x.size,
+        count=size,
         sum=total,
         sum_sq=total_sq,
         min=low,
         max=high,
         zeros=int(zeros),
-        subnormals=x.size - others - int(kept.sum()),
+        subnormals=size - others - int(kept.sum()),
         nans=int(nans),
         pos_infs=int(pos_infs),
         neg_infs=int(neg_infs),
@@ -150,12 +162,18 @@ def summarise_update(before: Array, weight: Tensor, gradient: Tensor | None) -> 
     used = array_of(gradient) if dense and gradient is not None else _EMPTY
     if used.size != after.size:
         used = _EMPTY
-    difference, out = np.empty_like(after), np.empty(3)
-    kernels.update32(before, after, used.astype(after.dtype, copy=False), difference, out)
-    lost = int(out[2]) if used.size else None
-    if weight.is_complex():
-        difference = np.hypot(difference[::2], difference[1::2])
-    return summarise_array(difference, dot=float(out[0]), ref_sum_sq=float(out[1]), lost=lost)
+    used, pair = used.astype(after.dtype, copy=False), np.empty(3)
+    if after.dtype == np.float32 and not weight.is_complex():
+        kernels.update32(before, after, used, _scratch.narrow, _cleared(), pair)
+        summary = _collect(after.size, False, {})
+    else:
+        difference = np.empty_like(after)
+        kernels.update_pair(before, after, used, difference, pair)
+        if weight.is_complex():
+            difference = np.hypot(difference[::2], difference[1::2])
+        summary = summarise_array(difference)
+    lost = int(pair[2]) if used.size else None
+    return replace(summary, dot=float(pair[0]), ref_sum_sq=float(pair[1]), lost=lost)
 
 
 def warm_up() -> None:

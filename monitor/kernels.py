@@ -20,6 +20,8 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 BLOCK = 2048
 #: Indices per sign of the float64 histogram: 4 * (exponent + 127) + sub-bucket, exponents -127 .. 1024.
 WIDE = 4608
+#: From this size on a float32 tensor is counted in four histograms at once.
+SPREAD = 1 << 15
 
 #: Sums may be reordered; NaN and infinities must stay what they are.
 _FLAGS = {"reassoc", "contract", "nsz", "arcp"}
@@ -86,6 +88,59 @@ def _slow_moments(x: NDArray, start: int, end: int, out: NDArray) -> None:
 
 
 @_compiled()
+def _count32(keys: NDArray, start: int, end: int, histogram: NDArray, spread: NDArray) -> None:
+    """Count the top 11 bits of keys[start:end] into `histogram`, or into the four of `spread` if it has any.
+
+    Equal neighbours (zeros after a ReLU) would wait for each other on one counter: four share the wait.
+    """
+    done = start
+    if spread.size:
+        done = end - (end - start) % 4
+        for i in range(start, done, 4):
+            spread[0, (keys[i] >> np.int32(21)) & np.int32(0x7FF)] += 1
+            spread[1, (keys[i + 1] >> np.int32(21)) & np.int32(0x7FF)] += 1
+            spread[2, (keys[i + 2] >> np.int32(21)) & np.int32(0x7FF)] += 1
+            spread[3, (keys[i + 3] >> np.int32(21)) & np.int32(0x7FF)] += 1
+    for i in range(done, end):
+        histogram[(keys[i] >> np.int32(21)) & np.int32(0x7FF)] += 1
+
+
+@_compiled()
+def _spread32(size: int) -> NDArray:
+    """Counters for `_count32`: none for a tensor so small that clearing them costs more than they save."""
+    return np.zeros((4 if size >= SPREAD else 0, 2048), np.int64)
+
+
+@_compiled()
+def _moments32(x: NDArray, keys: NDArray, start: int, end: int, edges: NDArray, out: NDArray) -> None:
+    """Add the moments of x[start:end] to `out`; widen `edges` (2,), the range as ordered integers."""
+    total, squares, zeros = _finite_moments(x, start, end)
+    if np.isfinite(squares):
+        out[0] += total
+        out[1] += squares
+        out[4] += zeros
+        low, high = _ordered_range32(keys, start, end)
+        edges[0] = min(edges[0], low)
+        edges[1] = max(edges[1], high)
+    else:
+        _slow_moments(x, start, end, out)
+
+
+@_compiled()
+def _finish32(edges: NDArray, spread: NDArray, histogram: NDArray, out: NDArray) -> None:
+    """Fold what was collected apart into `out` and `histogram`."""
+    for lane in range(spread.shape[0]):
+        for i in range(2048):
+            histogram[i] += spread[lane, i]
+    if edges[0] <= edges[1]:
+        for i in range(2):
+            edges[i] ^= (edges[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
+        values = edges.view(np.float32)
+        out[2] = min(out[2], np.float64(values[0]))
+        out[3] = max(out[3], np.float64(values[1]))
+
+
+@_compiled()
 def summarise32(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> None:
     """Add the statistics of a float32 array to `out` and `histogram`.
 
@@ -94,29 +149,13 @@ def summarise32(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> 
         out: float64 (8,): sum, sum of squares, min, max, zeros, nans, +infs, -infs. min/max must start at
             +inf/-inf.
     """
-    low = np.int32(0x7FFFFFFF)
-    high = np.int32(-0x80000000)
+    edges = np.array([0x7FFFFFFF, -0x80000000], np.int32)
+    spread = _spread32(x.size)
     for start in range(0, x.size, BLOCK):
         end = min(start + BLOCK, x.size)
-        for i in range(start, end):
-            histogram[(keys[i] >> np.int32(21)) & np.int32(0x7FF)] += 1
-        total, squares, zeros = _finite_moments(x, start, end)
-        if np.isfinite(squares):
-            out[0] += total
-            out[1] += squares
-            out[4] += zeros
-            block_low, block_high = _ordered_range32(keys, start, end)
-            low = min(low, block_low)
-            high = max(high, block_high)
-        else:
-            _slow_moments(x, start, end, out)
-    if low <= high:
-        edge = np.empty(2, np.int32)
-        edge[0] = low ^ ((low >> np.int32(31)) & np.int32(0x7FFFFFFF))
-        edge[1] = high ^ ((high >> np.int32(31)) & np.int32(0x7FFFFFFF))
-        value = edge.view(np.float32)
-        out[2] = min(out[2], np.float64(value[0]))
-        out[3] = max(out[3], np.float64(value[1]))
+        _count32(keys, start, end, histogram, spread)
+        _moments32(x, keys, start, end, edges, out)
+    _finish32(edges, spread, histogram, out)
 
 
 @_compiled()
@@ -145,19 +184,51 @@ def _pair_sums(difference: NDArray, reference: NDArray) -> tuple[float, float]:
 
 
 @_compiled()
-def update32(before: NDArray, after: NDArray, gradient: NDArray, difference: NDArray, out: NDArray) -> None:
-    """after - before into `difference`; out (3,): <before, difference>, |before|^2, updates lost to rounding.
+def _lost(before: NDArray, after: NDArray, gradient: NDArray, start: int, end: int) -> int:
+    """Number of elements that did not change although their gradient is not zero."""
+    lost = 0
+    for i in range(start, end):
+        lost += (after[i] == before[i]) & (gradient[i] != 0)
+    return lost
+
+
+@_compiled()
+def update32(
+    before: NDArray, after: NDArray, gradient: NDArray, histogram: NDArray, out: NDArray, pair: NDArray
+) -> None:
+    """`summarise32` of after - before, without a copy of it; pair (3,): see `update_pair`."""
+    difference = np.empty(min(BLOCK, before.size), np.float32)
+    keys = difference.view(np.int32)
+    edges = np.array([0x7FFFFFFF, -0x80000000], np.int32)
+    spread = _spread32(before.size)
+    pair[:] = 0.0
+    for start in range(0, before.size, BLOCK):
+        end = min(start + BLOCK, before.size)
+        size = end - start
+        for i in range(size):
+            difference[i] = after[start + i] - before[start + i]
+        dot, squares = _pair_sums(difference[:size], before[start:end])
+        pair[0] += dot
+        pair[1] += squares
+        if gradient.size == before.size:
+            pair[2] += _lost(before, after, gradient, start, end)
+        _count32(keys, 0, size, histogram, spread)
+        _moments32(difference, keys, 0, size, edges, out)
+    _finish32(edges, spread, histogram, out)
+
+
+@_compiled()
+def update_pair(
+    before: NDArray, after: NDArray, gradient: NDArray, difference: NDArray, pair: NDArray
+) -> None:
+    """after - before into `difference`; pair (3,): <before, difference>, |before|^2, how many were lost.
 
     `gradient` may be empty: then nothing is counted as lost.
     """
-    lost = 0
     for i in range(before.size):
         difference[i] = after[i] - before[i]
-    if gradient.size == before.size:
-        for i in range(before.size):
-            lost += (after[i] == before[i]) & (gradient[i] != 0)
-    out[0], out[1] = _pair_sums(difference, before)
-    out[2] = lost
+    pair[0], pair[1] = _pair_sums(difference, before)
+    pair[2] = _lost(before, after, gradient, 0, before.size) if gradient.size == before.size else 0
 
 
 @_compiled(_FLAGS)

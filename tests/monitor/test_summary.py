@@ -74,7 +74,7 @@ def test_half_precision_is_summarised_by_its_exact_values(
     assert_same(statistics.summarise_tensor(tensor), summarise(tensor.to(torch.float64).numpy()))
 
 
-@pytest.mark.parametrize("size", [2047, 2048, 2049, 10_000])
+@pytest.mark.parametrize("size", [2047, 2048, 2049, 10_000, 32_767, 32_768, 40_001])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_values_beside_every_block_boundary_are_counted(size: int, dtype: type) -> None:
     x = np.random.default_rng(size).standard_normal(size).astype(dtype)
@@ -183,6 +183,23 @@ def test_update_is_the_difference_and_counts_what_was_lost(before: NDArray[np.fl
         scale = float(np.abs(b * d).sum())
         assert got.dot == pytest.approx(dot, rel=1e-9, abs=1e-12 * scale)
         assert got.ref_sum_sq == pytest.approx(squares, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [2047, 2048, 2049, 32_768, 40_003])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_update_of_many_blocks(size: int, dtype: type) -> None:
+    rng = np.random.default_rng(size)
+    before, gradient = rng.standard_normal(size).astype(dtype), rng.integers(0, 2, size).astype(dtype)
+    after = (before + rng.integers(0, 2, size) * rng.standard_normal(size)).astype(dtype)
+    after[[1, -1]] = math.nan
+    got = statistics.summarise_update(before, torch.from_numpy(after), torch.from_numpy(gradient))
+    assert_same(got, summarise(after - before))
+    assert got.lost == int(((after == before) & (gradient != 0)).sum()) > 0
+    assert got.ref_sum_sq == pytest.approx(float(np.square(before.astype(np.float64)).sum()), rel=1e-12)
+    after[[1, -1]] = before[[1, -1]]
+    got = statistics.summarise_update(before, torch.from_numpy(after), None)
+    assert got.dot == pytest.approx(float((before.astype(np.float64) * (after - before)).sum()), rel=1e-9)
+    assert got.lost is None
 
 
 def test_without_a_gradient_nothing_is_called_lost() -> None:
