@@ -76,9 +76,7 @@ def main() -> None:
     parser.add_argument("--captures", type=int, default=150, help="captured steps (default: %(default)s)")
     captures = parser.parse_args().captures
     torch.set_num_threads(1)
-    print(
-        f"{'model':6} {'rows':>8} {'bytes/row':>10} {'histogram':>10} {'live':>10} {'values':>8} {'largest columns'}"
-    )
+    print(f"{'model':6} {'rows':>8} {'bytes/row':>10} {'histogram':>10} {'live':>10} {'values':>8} largest")
     for name, (build, data) in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"

@@ -90,7 +90,7 @@ CASES = {
 
 
 class Subject:
-    """One model under watch, whose hooks we attach, detach, arm and disarm between the steps that are timed."""
+    """One model under watch, whose hooks we attach, detach and arm between the steps that are timed."""
 
     def __init__(self, case: Case, folder: Path) -> None:
         torch.manual_seed(0)
