@@ -213,6 +213,7 @@ def finding_item(run: str, finding: Finding, shown: int = 4) -> html.Article:
             [html.Span(words(key).lower(), className="dim"), " ", html.B(number(value))], className="fact"
         )
         for key, value in finding.evidence.items()
+        if not isinstance(value, str) or len(value) <= 24  # longer ones repeat the summary
     ]
     return html.Article(
         [

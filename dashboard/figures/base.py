@@ -51,6 +51,14 @@ def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> np.n
     return np.array(sorted(keep))
 
 
+def window(steps: np.ndarray, shown: tuple[float, float] | None) -> slice:
+    """The points of a step range and one on each side, so that a zoomed line reaches the edge."""
+    if shown is None:
+        return slice(None)
+    first, last = np.searchsorted(steps, shown[0]), np.searchsorted(steps, shown[1], side="right")
+    return slice(max(int(first) - 1, 0), int(last) + 1)
+
+
 def line(steps: np.ndarray, values: np.ndarray, name: str, color: str, **extra: Any) -> dict[str, Any]:
     """One thinned curve as a scatter trace of plain lists."""
     steps, values = np.asarray(steps), np.asarray(values, dtype=np.float64)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..text import rounded
 from .base import line, packed, step_axis
 from .theme import Figure, Style, message, translucent
 
@@ -15,7 +16,6 @@ DECADES = 6  # of a logarithmic value axis; what is smaller joins the zero in th
 TAIL = 0.0005  # left out at each end of a linear axis, so that one outlier does not squeeze the rest
 RIDGES = 16
 ROWS_A_DECADE = 12
-SHARE = "%{customdata:.3~p} of the elements<extra></extra>"
 
 
 def density(frame: pd.DataFrame, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,32 +93,28 @@ def histogram_map(
     if frame.empty:
         return message(f"No {title} histogram was captured for this tensor.", style)
     value_axis: dict[str, Any] = {"title": {"text": f"{title} value"}, "showgrid": False, "zeroline": False}
+    where = "" if log else "value near %{y:.3~g}<br>"
     if log:
         at, rows, shares, floor = log_density(frame)
         value_axis |= _signed_ticks(rows, floor)
-        rows_of_hover = [_signed(row, floor) for row in rows]
     else:
         at, edges, shares = density(frame)
         rows = (edges[:-1] + edges[1:]) / 2
-        rows_of_hover = [f"{value:.3g}" for value in rows]
     used = shares[shares > 0]
-    top = float(np.percentile(used, 97)) if len(used) else 1.0
+    # The colours go with the root of the share, so that thin tails are visible; zmax leaves out single peaks.
+    scale = [[place**2, color] for place, color in style.palette.colorscale()]
     trace = {
         "type": "heatmap",
         "x": at.tolist(),
-        "y": [float(row) for row in rows],
-        "z": packed(np.where(shares > 0, np.sqrt(np.minimum(shares, top) / top), np.nan)),
-        "customdata": packed(shares),
-        "text": None,
+        "y": rounded(rows),
+        "z": packed(np.where(shares > 0, shares, np.nan)),
         "zmin": 0,
-        "zmax": 1,
+        "zmax": float(np.percentile(used, 97)) if len(used) else 1.0,
+        "colorscale": scale,
         "showscale": False,
         "hoverongaps": False,
-        "hovertemplate": "step %{x:,d}<br>value near %{y:.3~g}<br>" + SHARE,
+        "hovertemplate": "step %{x:,d}<br>" + where + "%{z:.3~p} of the elements<extra></extra>",
     }
-    if log:
-        trace["hovertemplate"] = "step %{x:,d}<br>value near %{text}<br>" + SHARE
-        trace["text"] = [[label] * len(at) for label in rows_of_hover]
     layout = {
         "hovermode": "closest",
         "showlegend": False,
@@ -126,10 +122,6 @@ def histogram_map(
         "yaxis": value_axis,
     }
     return {"data": [trace], "layout": layout}
-
-
-def _signed(row: float, floor: float) -> str:
-    return "0" if row == 0 else f"{np.sign(row) * 10 ** (abs(row) + floor):.2g}"
 
 
 def _signed_ticks(rows: np.ndarray, floor: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .grid import Grid, limits, per_layer, pool, scaled
 from .theme import Figure, Style, color_bar, message, translucent
 
 #: Two step-like axes that measure themselves collide, so the space below the map is fixed.
-FIXED = {"automargin": False, "title": {"text": "optimizer step", "standoff": 20}}
+FIXED = {"automargin": False, "title": {"text": "optimizer step", "standoff": 32}}
 
 
 def layer_map(
@@ -78,7 +78,7 @@ def layer_map(
     if right < 1:
         data.append(_profile(grid.names, profile, style, bars, unit))
         layout["xaxis2"] = _profile_axis(profile, log, title, grid.steps[column]) | {
-            "domain": [right + 0.03, 1]
+            "domain": [right + (0.08 if narrow else 0.03), 1]
         }
         layout["shapes"] = [_cursor(float(grid.steps[column]), style)]
     return {"data": data, "layout": layout}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..text import integer, number, words
-from .base import Panel, line, log_safe, smooth, stack, thin
+from .base import Panel, line, log_safe, smooth, stack, thin, window
 from .theme import Figure, Style, translucent, wrap
 
 MAX_LANES = 8
@@ -54,19 +54,24 @@ def gap(train: pd.DataFrame, val: pd.DataFrame) -> pd.DataFrame:
 
 
 def loss_traces(
-    train: pd.DataFrame, val: pd.DataFrame, style: Style, smoothing: float
+    train: pd.DataFrame,
+    val: pd.DataFrame,
+    style: Style,
+    smoothing: float,
+    shown: tuple[float, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """The two losses: raw faint behind smooth, points that are not finite as red crosses."""
+    """The two losses: raw faint behind smooth, steps that are not finite in red."""
     p = style.palette
     traces = []
     for frame, name, color in ((train, "train", p.accent), (val, "validation", p.second)):
         if frame.empty:
             continue
-        steps, values = frame["step"].to_numpy(), frame["value"].to_numpy(dtype=float)
+        part = window(frame["step"].to_numpy(), shown)
+        steps, values = frame["step"].to_numpy()[part], frame["value"].to_numpy(dtype=float)
         if smoothing > 0:
-            raw = line(steps, values, f"{name} (raw)", translucent(color, 0.28), width=1)
+            raw = line(steps, values[part], f"{name} (raw)", translucent(color, 0.28), width=1)
             traces.append(raw | {"showlegend": False, "hoverinfo": "skip", "hovertemplate": None})
-        traces.append(line(steps, smooth(values, smoothing), name, color))
+        traces.append(line(steps, smooth(values, smoothing)[part], name, color))
         if len(steps) <= 60:
             traces[-1] |= {"mode": "lines+markers", "marker": {"size": 4}}
     for frame, name in ((train, "train"), (val, "validation")):
@@ -114,7 +119,7 @@ def loss(
     steps: tuple[float, float] | None = None,
 ) -> Figure:
     """Losses, gap and findings stacked on one step axis. Frames have columns step and value."""
-    traces = loss_traces(train, val, style, smoothing)
+    traces = loss_traces(train, val, style, smoothing, steps)
     if log:
         for trace in traces:
             trace["y"] = [y if y is not None and y > 0 else None for y in trace["y"]]
@@ -159,7 +164,9 @@ def _lanes(findings: list[Marked], last: int, style: Style) -> Panel:
             }
         )
     axis = {"range": [-len(findings) + 0.55, 1.0], "fixedrange": True, "showgrid": False, "zeroline": False}
-    return Panel(traces, "findings", 0.17 * len(findings) + 0.08, axis=axis | {"showticklabels": False})
+    return Panel(
+        traces, "findings", max(0.17 * len(findings) + 0.08, 0.34), axis=axis | {"showticklabels": False}
+    )
 
 
 def _marks(findings: list[Marked], style: Style) -> list[dict[str, Any]]:
@@ -194,7 +201,7 @@ def overfitting(
 ) -> Figure:
     """Losses with the best validation step marked, the gap, and the growth of the weight norm."""
     p = style.palette
-    panels = [Panel(loss_traces(train, val, style, smoothing), "loss", 1.0, log)]
+    panels = [Panel(loss_traces(train, val, style, smoothing, steps), "loss", 1.0, log)]
     gaps = gap(train, val)
     if len(gaps):
         panels.append(gap_panel(gaps, style))

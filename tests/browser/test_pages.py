@@ -100,7 +100,7 @@ def test_drift_on_screen_is_that_of_the_log(open_page: Open, healthy: Run) -> No
 def test_the_layer_page_shows_histograms_biases_and_norms_of_the_log(open_page: Open, healthy: Run) -> None:
     page = open_page("/run/healthy/layer?tensor=2.weight&scale=log")
     for kind in ("weight", "gradient", "update", "activation"):
-        shares = array(traces(page, f"histogram-{kind}")[0]["customdata"])
+        shares = np.nan_to_num(array(traces(page, f"histogram-{kind}")[0]["z"]))
         np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-4)
     _, values = healthy.values("2.bias")
     np.testing.assert_allclose(array(traces(page, "bias-plot")[0]["z"]), values.T, rtol=1e-5)

@@ -136,6 +136,14 @@ def test_a_spike_survives_in_a_line_of_a_hundred_thousand_points() -> None:
     assert trace["y"][trace["x"].index(54_321)] == 7.0
 
 
+def test_a_zoom_into_a_long_loss_shows_every_point_of_it() -> None:
+    values = np.random.rand(50_000).tolist()
+    figure = loss.loss(frame(values), frame([]), [], Style(), steps=(1000, 1500))
+    trace = figure["data"][0]
+    assert trace["x"] == list(range(999, 1502))
+    np.testing.assert_allclose(trace["y"], values[999:1502], rtol=1e-6)
+
+
 def test_smoothing_has_no_bias_at_the_start() -> None:
     assert smooth(np.array([5.0, 5.0, 5.0]), 0.9).tolist() == pytest.approx([5, 5, 5])
     # by hand: weights 1 and 0.5 on the values 1 and 4

@@ -245,7 +245,7 @@ def test_histograms_on_screen_hold_every_element(library: Library) -> None:
     figure = figures(library, "layer", "healthy", SCREENS[0], tensor="0.weight", scale="log")[
         "histogram-weight"
     ]
-    shares = unpack(figure["data"][0]["customdata"])
+    shares = np.nan_to_num(unpack(figure["data"][0]["z"]))
     np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-5)
 
 
