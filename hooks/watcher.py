@@ -238,12 +238,12 @@ class Watcher:
             return
         try:
             self._scalars.add(self.step, values)
-        except OSError as error:
+        except Exception as error:  # a full disk, say: what the user logged is lost, the training is not
             self._open = False
             self._fail(error)
 
     def close(self) -> None:
-        """Write the last weights, turn the log into Parquet, detach. Safe to call twice; also called at exit."""
+        """Write the last weights, turn the log into Parquet, detach. May be called twice; runs at exit too."""
         if not self._open or self._log is None or os.getpid() != self._process:
             return
         self._open = False
@@ -261,7 +261,7 @@ class Watcher:
                 self.step, "close", f"monitoring took {100 * self._cadence.overhead:.2g} % of the time"
             )
             self._log.close()
-        except OSError as error:
+        except Exception as error:  # the rows are in the write-ahead files, and stay there
             self._fail(error)
         self._report_findings()
 

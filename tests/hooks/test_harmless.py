@@ -162,6 +162,31 @@ def test_a_damaged_log_does_not_reach_the_training_at_close(tmp_path: Path) -> N
     assert sorted(set(Run(tmp_path / "run").stats("weight")["step"])) == [0, 1]
 
 
+@pytest.mark.parametrize("call", ["scalars", "close"])
+def test_an_error_in_what_the_user_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    watching = watch(model, optimizer, run=tmp_path / "run", every=1)
+    train(model, optimizer, 2)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise Boom("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LogWriter, call, broken)
+        watching.log(train_loss=1.0)
+        train(model, optimizer, 2)
+        watching.close()
+        watching.close()
+    assert "Boom: on purpose" in (tmp_path / "run" / "errors.log").read_text()
+    assert len(caplog.records) == 1
+    steps = sorted(set(Run(tmp_path / "run").stats("weight")["step"]))
+    assert steps == ([0, 1] if call == "scalars" else [0, 1, 2, 3])
+    assert hooks_of(model) == []
+
+
 def test_a_deleted_run_folder_does_not_reach_the_training(tmp_path: Path) -> None:
     import shutil
 
