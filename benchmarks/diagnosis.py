@@ -12,6 +12,7 @@ warning or critical.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -81,16 +82,26 @@ def tokens(n: int, length: int, vocab: int = 40) -> Tensor:
 
 def mlp(*sizes: int, act: type[nn.Module] = nn.ReLU, norm: bool = False) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for a, b in itertools.pairwise(sizes[:-1]):
         layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if norm else []), act()]
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
 def fit(
-    attach: Callable, model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Tensor], Tensor], n: int,
-    steps: int, batch: int = 32, seed: int = 0, scheduler: object = None, clip: float | None = None,
-    edit: Callable[[int], None] | None = None, val_of: Callable[[], Tensor] | None = None, reset: bool = True,
-) -> None:  # fmt: skip
+    attach: Callable,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Tensor], Tensor],
+    n: int,
+    steps: int,
+    batch: int = 32,
+    seed: int = 0,
+    scheduler: object = None,
+    clip: float | None = None,
+    edit: Callable[[int], None] | None = None,
+    val_of: Callable[[], Tensor] | None = None,
+    reset: bool = True,
+) -> None:
     """The plain loop: draw a batch of indices, step, log."""
     g = torch.Generator().manual_seed(seed)
     watcher = attach(model, optimizer)
@@ -143,12 +154,30 @@ def fit(
 @case("table-overfit", "overfitting", n_train=120, adam=3e-3, steps=600, noise=1.5)
 @case("table-clip-tiny", "over_clipping", clip=1e-3)
 def train_table(
-    attach: Callable, seed: int, *, classes: int = 6, sizes: Sequence[int] = (20, 64, 64), act: type[nn.Module] = nn.ReLU,
-    norm: bool = False, lr: float = 0.05, momentum: float = 0.9, adam: float | None = None, steps: int = 400, batch: int = 32,
-    scale: float = 1.0, imbalance: float = 0.0, warm: int = 0, restarts: bool = False, cosine: bool = False,
-    clip: float | None = None, bias: float | None = None, shuffled: bool = False, n_train: int = 12000, reset: bool = True,
+    attach: Callable,
+    seed: int,
+    *,
+    classes: int = 6,
+    sizes: Sequence[int] = (20, 64, 64),
+    act: type[nn.Module] = nn.ReLU,
+    norm: bool = False,
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    adam: float | None = None,
+    steps: int = 400,
+    batch: int = 32,
+    scale: float = 1.0,
+    imbalance: float = 0.0,
+    warm: int = 0,
+    restarts: bool = False,
+    cosine: bool = False,
+    clip: float | None = None,
+    bias: float | None = None,
+    shuffled: bool = False,
+    n_train: int = 12000,
+    reset: bool = True,
     noise: float = 0.3,
-) -> None:  # fmt: skip
+) -> None:
     x, y = table(classes, noise=noise)
     if imbalance:
         keep = (y == 0) | (torch.arange(len(y)) % int(1 / (1 - imbalance)) == 0)
@@ -172,8 +201,21 @@ def train_table(
         scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 100)
     elif cosine:
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    fit(attach, model, optimizer, lambda i: F.cross_entropy(model(x[i]), y[i]), n_train, steps, batch, seed, scheduler, clip,
-        None, lambda: F.cross_entropy(model(x[n_train:]), y[n_train:]), reset)  # fmt: skip
+    fit(
+        attach,
+        model,
+        optimizer,
+        lambda i: F.cross_entropy(model(x[i]), y[i]),
+        n_train,
+        steps,
+        batch,
+        seed,
+        scheduler,
+        clip,
+        None,
+        lambda: F.cross_entropy(model(x[n_train:]), y[n_train:]),
+        reset,
+    )
 
 
 @case("regression")
@@ -183,9 +225,17 @@ def train_table(
 @case("regression-weight-decay", decay=1e-2)
 @case("regression-nan-batch", "nonfinite", broken=200)
 def train_regression(
-    attach: Callable, seed: int, *, noise: float = 0.3, target: tuple[float, float] = (0.0, 1.0), steps: int = 400,
-    reduction: str = "mean", lr: float = 3e-3, decay: float = 0.0, broken: int | None = None,
-) -> None:  # fmt: skip
+    attach: Callable,
+    seed: int,
+    *,
+    noise: float = 0.3,
+    target: tuple[float, float] = (0.0, 1.0),
+    steps: int = 400,
+    reduction: str = "mean",
+    lr: float = 3e-3,
+    decay: float = 0.0,
+    broken: int | None = None,
+) -> None:
     x, y = table(1, noise=noise)
     y = y * target[1] + target[0]
     model = mlp(20, 64, 64, 1)
@@ -195,8 +245,17 @@ def train_regression(
         if step == broken:
             x[:] = x * math.inf
 
-    fit(attach, model, optimizer, lambda i: F.mse_loss(model(x[i]), y[i], reduction=reduction), 12000, steps, seed=seed, edit=edit,
-        val_of=lambda: F.mse_loss(model(x[12000:]), y[12000:]))  # fmt: skip
+    fit(
+        attach,
+        model,
+        optimizer,
+        lambda i: F.mse_loss(model(x[i]), y[i], reduction=reduction),
+        12000,
+        steps,
+        seed=seed,
+        edit=edit,
+        val_of=lambda: F.mse_loss(model(x[12000:]), y[12000:]),
+    )
 
 
 # ---- images
@@ -223,9 +282,17 @@ class Residual(nn.Module):
 @case("resnet-block-left-out", "frozen_parameters", left_out=True)
 @case("resnet-spare-head", "unused_parameters", spare=True)
 def train_resnet(
-    attach: Callable, seed: int, *, bias: bool = False, frozen: bool = False, head_only: bool = False, cycle: bool = False,
-    left_out: bool = False, spare: bool = False, steps: int = 150,
-) -> None:  # fmt: skip
+    attach: Callable,
+    seed: int,
+    *,
+    bias: bool = False,
+    frozen: bool = False,
+    head_only: bool = False,
+    cycle: bool = False,
+    left_out: bool = False,
+    spare: bool = False,
+    steps: int = 150,
+) -> None:
     x, y = images()
     stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=bias), nn.BatchNorm2d(8), nn.ReLU())
     model = nn.Sequential(
@@ -242,8 +309,17 @@ def train_resnet(
     ]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=steps) if cycle else None
-    fit(attach, model, optimizer, lambda i: F.cross_entropy(model(x[i]), y[i]), 1600, steps, seed=seed, scheduler=scheduler,
-        val_of=lambda: F.cross_entropy(model(x[1600:]), y[1600:]))  # fmt: skip
+    fit(
+        attach,
+        model,
+        optimizer,
+        lambda i: F.cross_entropy(model(x[i]), y[i]),
+        1600,
+        steps,
+        seed=seed,
+        scheduler=scheduler,
+        val_of=lambda: F.cross_entropy(model(x[1600:]), y[1600:]),
+    )
 
 
 @case("autoencoder-relu")
@@ -332,9 +408,16 @@ class Transformer(nn.Module):
 @case("transformer-bfloat16-autocast", autocast=True)
 @case("transformer-rate-x100", "learning_rate_too_high", "not_learning", "weight_growth", lr=0.3)
 def train_transformer(
-    attach: Callable, seed: int, *, tied: bool = False, post: bool = False, depth: int = 2, lr: float = 3e-3, steps: int = 250,
+    attach: Callable,
+    seed: int,
+    *,
+    tied: bool = False,
+    post: bool = False,
+    depth: int = 2,
+    lr: float = 3e-3,
+    steps: int = 250,
     autocast: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     x = tokens(2000, 24)
     model = Transformer(40, depth=depth, tied=tied, post=post)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98))
@@ -375,8 +458,16 @@ def train_recurrent(attach: Callable, seed: int, *, cell: str = "LSTM") -> None:
         }
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    fit(attach, model, optimizer,
-        lambda i: F.cross_entropy(model["head"](model["rnn"](model["token"](x[i]))[0][:, -1]), y[i]), 2000, 400, seed=seed, clip=1.0)  # fmt: skip
+    fit(
+        attach,
+        model,
+        optimizer,
+        lambda i: F.cross_entropy(model["head"](model["rnn"](model["token"](x[i]))[0][:, -1]), y[i]),
+        2000,
+        400,
+        seed=seed,
+        clip=1.0,
+    )
 
 
 class LowRank(nn.Module):

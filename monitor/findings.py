@@ -45,13 +45,14 @@ class Finding:
 
 #: What makes a training break down in many ways.
 _BLOWS = (
-    "data_fault", "bad_init_scale", "gradient_underflow", "learning_rate_too_high", "schedule_fault", "stale_gradients",
-    "weight_growth", "excessive_drift",
+    "data_fault", "bad_init_scale", "gradient_underflow", "learning_rate_too_high", "schedule_fault",
+    "stale_gradients", "weight_growth", "excessive_drift",
 )  # fmt: skip
 #: What keeps a training from learning.
 _STOPS = (
-    "symmetric_units", "learning_rate_too_low", "gradient_underflow", "low_precision_stall", "adam_epsilon", "over_clipping",
-    "over_regularised", "loss_scale_collapse", "dead_units", "saturated_units", "vanishing_gradients", "exploding_gradients",
+    "symmetric_units", "learning_rate_too_low", "gradient_underflow", "low_precision_stall", "adam_epsilon",
+    "over_clipping", "over_regularised", "loss_scale_collapse", "dead_units", "saturated_units",
+    "vanishing_gradients", "exploding_gradients",
     "attention_collapse", "logit_drift", "loss_spike", "nonfinite", "unused_parameters", "frozen_parameters",
     "layer_imbalance", *_BLOWS,
 )  # fmt: skip

@@ -90,13 +90,14 @@ def _pretrained(
     if not modules or np.mean(list(modules.values())) < 0.5:
         return (), drift
     fresh = {m for m, trained in modules.items() if not trained}
-    keep = [i for i, n in enumerate(names) if history.tensors.at[n, "module"] not in fresh]
+    keep = [i for i, n in enumerate(names) if history.of(n, "module") not in fresh]
     return tuple(names[i] for i in keep), drift[:, keep]
 
 
 def trained_modules(history: History) -> dict[str, bool]:
-    """Module -> its weights before the first step come from a training, judged by what every initialisation leaves behind.
+    """Module -> its weights before the first step come from a training.
 
+    Judged by what every initialisation leaves behind.
     torch starts a bias constant or within 1 / sqrt(fan_in), and the gains and biases of a normalisation
     constant. Training leaves neither so. Modules without a bias, and the last layer, are not judged.
     """
@@ -104,7 +105,7 @@ def trained_modules(history: History) -> dict[str, bool]:
     names = tuple(n for n in table.index if history.role(n) in ("bias", "norm_gain", "norm_bias"))
     low, high, std = (history.initial(column, names) for column in ("min", "max", "std"))
     for i, name in enumerate(names):
-        module = table.at[name, "module"]
+        module = history.of(name, "module")
         mates = table[table["module"] == module]
         if (mates["role"] == "output").any() or not np.isfinite(std[i]):
             continue

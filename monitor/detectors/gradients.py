@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from ..findings import Finding
-from .history import MATRICES, Floats, History, lasting, nanmedian, persistent
+from .history import MATRICES, Bools, Floats, History, lasting, nanmedian, persistent
 from .outcome import outcome, smooth, sums_to_zero
 from .registry import Unjudged, detector
 
@@ -90,7 +90,7 @@ def exploding_gradients(history: History) -> Finding | None:
 
 def _too_much_leverage(history: History, names: tuple[str, ...], table: Floats) -> Finding | None:
     hits = np.nan_to_num(table) > EXPLODING
-    often = hits.any(axis=1)
+    often: Bools = np.any(hits, axis=1)
     begin = persistent(often)
     if begin is None:
         # Recurrent networks explode in bursts: a fifth of all captures is no accident either.
@@ -238,8 +238,12 @@ def softmax_bias(history: History) -> str | None:
     name, table = history.output, history.tensors
     if name is None:
         return None
-    biases = [n for n in history.names("bias") if table.at[n, "module"] == table.at[name, "module"]]
-    return next((n for n in biases if table.at[n, "elements"] >= 3 and sums_to_zero(history, n)), None)
+    biases = [
+        n
+        for n in history.names("bias")
+        if history.of(n, "module") == history.of(name, "module") and history.of(n, "state") != "no_optimizer"
+    ]
+    return next((n for n in biases if history.of(n, "elements") >= 3 and sums_to_zero(history, n)), None)
 
 
 @detector("stale_gradients")

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, SupportsInt, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -86,8 +86,8 @@ class Arrays:
             {**defaults, "names": [e["tensor"]], "elements": math.prod(e.get("shape", [1])), **e, "depth": i}
             for i, e in enumerate(self.layers)
         ]
-        return pd.DataFrame(rows, columns=["tensor", "names", "role", "shape", "elements", "dtype", "module", "depth",
-                                           "trainable", "state"])  # fmt: skip
+        columns = "tensor names role shape elements dtype module depth trainable state"
+        return pd.DataFrame(rows, columns=columns.split())
 
     def modules(self) -> pd.DataFrame:
         rows = [{**e, "depth": i} for i, e in enumerate(self.leaves)]
@@ -165,12 +165,16 @@ class History:
             keep &= table["role"].isin(roles)
         return tuple(table.index[keep])
 
+    def of(self, tensor: str, column: str) -> Any:
+        """One field of a tensor (`Run.tensors`): role, shape, module, depth, ..."""
+        return self.tensors.at[tensor, column]
+
     def role(self, tensor: str) -> str:
-        return str(self.tensors.at[tensor, "role"]) if tensor in self.tensors.index else "other"
+        return str(self.of(tensor, "role")) if tensor in self.tensors.index else "other"
 
     @functools.cached_property
     def output(self) -> str | None:
-        """The last matrix that receives gradient: the layer that makes the predictions, as far as names tell."""
+        """The last matrix that receives gradient: as far as the order tells, it makes the predictions."""
         names = self.names(*MATRICES)
         reached = np.nan_to_num(self.table("gradient", "norm", names)) > 0
         used = [n for n, hit in zip(names, reached.any(axis=0), strict=True) if hit]
@@ -180,8 +184,9 @@ class History:
 
     @_kept
     def frame(self, kind: str, quantile: str | None = None) -> pd.DataFrame:
-        """`Run.stats(kind)`, or `Run.drift()`. Of the quantiles only the one asked for: histograms are slow to
-        read.
+        """`Run.stats(kind)`, or `Run.drift()`.
+
+        Of the quantiles only the one asked for: histograms are slow to read.
         """
         if kind == "drift":
             return self.source.drift()
@@ -190,7 +195,7 @@ class History:
 
     @functools.cached_property
     def steps(self) -> Ints:
-        """Captured steps, ascending: those with rows of gradients, updates or activations; else of weights."""
+        """Captured steps, ascending: those with gradients, updates or activations; else with weights."""
         found = [self.frame(kind)["step"].to_numpy(np.int64) for kind in ("gradient", "update", "activation")]
         steps = np.unique(np.concatenate(found))
         return steps if steps.size else np.unique(self.frame("weight")["step"].to_numpy(np.int64))
@@ -219,9 +224,7 @@ class History:
 
     @_kept
     def states(self, names: tuple[str, ...]) -> NDArray[np.object_]:
-        """The state of each tensor as (captures, len(names)): trainable, frozen, unused, ...; None where
-        unknown.
-        """
+        """The state of each tensor as (captures, len(names)); None where unknown."""
         frame = self.frame("weight")
         out = np.full((self.captures, len(names)), None, object)
         if "state" not in frame or frame.empty or not names:
@@ -289,8 +292,8 @@ class History:
     # ---- results
 
     def finding(
-        self, problem: str, severity: Severity, summary: str, *, first: int, last: int | None = None,
-        layers: Iterable[str] = (), evidence: Mapping[str, Number] | None = None, advice: str = "",
+        self, problem: str, severity: Severity, summary: str, *, first: SupportsInt,
+        last: SupportsInt | None = None, layers: Iterable[str] = (), evidence: Mapping[str, Number] | None = None, advice: str = "",
         confidence: float = 0.9,
     ) -> Finding:  # fmt: skip
         """A finding about this run."""

@@ -46,7 +46,7 @@ def not_learning(history: History) -> Finding | None:
             "critical",
             f"Nothing is learnt: {facts.words()} in {history.last_step + 1} "
             f"steps{_trivial_words(facts.trivial)}.",
-            first=facts.diverged_step if facts.diverged and facts.best < 0.9 * facts.initial else 0,
+            first=(facts.diverged_step or 0) if facts.best < 0.9 * facts.initial else 0,
             evidence={"loss_start": facts.initial, "loss_end": facts.end, "threshold": STALLED},
             advice="Try to overfit a single batch; check labels, learning rate, zero_grad(), detach() and "
             "requires_grad.",
@@ -56,7 +56,7 @@ def not_learning(history: History) -> Finding | None:
 
 
 def _validation_improves(history: History) -> bool:
-    """The validation loss fell by 2 % from its first third to its last: a little is learnt below much noise."""
+    """The validation loss fell by 2 % from its first third to its last: a little is learnt."""
     values = finite(history.val_loss).value
     if values.size < 6 or (values <= 0).any():
         return False
@@ -71,11 +71,11 @@ def _trivial_words(trivial: float) -> str:
 def _memorises(history: History, level: float) -> Finding | None:
     """The training loss falls, the validation loss never does."""
     facts = outcome(history)
-    steps, values = finite(history.val_loss)
+    values = finite(history.val_loss).value
     if values.size < 5 or not values[0] < 1.3 * max(facts.initial, level) or not values[0] > 0.8 * level:
         return None
     third = max(2, values.size // 3)
-    rising = np.median(values[-third:]) >= np.median(values[:third])
+    rising = np.median(values[-third:]) >= 0.98 * np.median(values[:third])
     if not rising or values.min() < (1 - AT_TRIVIAL) * min(level, facts.initial):
         return None
     return history.finding(
@@ -179,8 +179,8 @@ def loss_spike(history: History) -> Finding | None:
 
     log(loss) more than 8 robust standard deviations above the last 100 losses, and at least half of all
     progress lost at once. A spike that is gone within 50 steps, and was no higher than the start, is a
-    remark. Told apart: the heavy tail of a loss that is almost zero (half of the progress is not lost by one
-    odd batch).
+    remark. Told apart: divergence, the heavy tail of a loss that is almost zero (half of the progress is not
+    lost by one odd batch).
     """
     series = finite(history.train_loss)
     facts = outcome(history)
@@ -197,6 +197,8 @@ def loss_spike(history: History) -> Finding | None:
             facts.initial - best[at - 1], 0.1 * abs(facts.initial)
         )
         if z > SPIKE and lost:
+            if at + 10 < logs.size and np.median(logs[at + 10 : at + 50]) > np.max(logs[at : at + 5]) + 1.0:
+                return None  # it goes on rising: divergence, not a spike
             return _spike(history, series, at, z)
     return None
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..findings import Finding
-from .history import PERSISTENT, History, persistent
+from .history import PERSISTENT, Bools, History, persistent
 from .outcome import outcome
 from .registry import detector
 
 
 @detector("nonfinite")
 def nonfinite(history: History) -> Finding | None:
-    """NaN or infinite numbers in the loss, the weights or the gradients (SageMaker Debugger: ExplodingTensor).
+    """NaN or infinite numbers in the loss, the weights or the gradients (SageMaker Debugger ExplodingTensor).
 
     Told apart: a step that a loss scaler skipped may hold infinite gradients, that is its way of working; a
     module may put out -inf (a mask) as long as loss and gradients stay finite. One non-finite gradient that
@@ -24,11 +24,11 @@ def nonfinite(history: History) -> Finding | None:
     from the end).
     """
     names = tuple(history.tensors.index)
-    weights = _broken(history, "weight", names)
-    gradients = _broken(history, "gradient", names) & ~history.skipped[:, None]
+    weights: Bools = _broken(history, "weight", names)
+    gradients: Bools = _broken(history, "gradient", names) & ~history.skipped[:, None]
     begin = {
-        "the weights": _first(history, weights.any(axis=1), 1),
-        "the gradients": _first(history, gradients.any(axis=1), PERSISTENT),
+        "the weights": _first(history, np.any(weights, axis=1), 1),
+        "the gradients": _first(history, np.any(gradients, axis=1), PERSISTENT),
         "the training loss": outcome(history).broken_step,
         "the validation loss": _first_broken_validation(history),
     }

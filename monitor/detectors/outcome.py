@@ -136,7 +136,7 @@ def _classes(history: History) -> int:
     table = history.tensors
     tied = table.index[(table["role"] == "embedding") & (table["names"].map(len) > 1)]
     last = str(tied[-1]) if len(tied) else history.output
-    shape = table.at[last, "shape"] if last else []
+    shape = history.of(last, "shape") if last else []
     return int(shape[0]) if len(shape) >= 2 else 0
 
 

@@ -35,13 +35,13 @@ def unused_parameters(history: History) -> Finding | None:
     none = enough & ((states == "unused") | ~known).all(axis=0)
     zero = enough & ((states == "zero_gradient") | (states == "unused") | ~known).all(axis=0) & ~none
     dead_modules = {
-        history.tensors.at[n, "module"]
+        history.of(n, "module")
         for n, z in zip(names, zero, strict=True)
         if z and history.role(n) in (*MATRICES, "embedding")
     }
     chosen = [
         n for n, unused, z in zip(names, none, zero, strict=True)
-        if unused or (z and history.tensors.at[n, "module"] in dead_modules)
+        if unused or (z and history.of(n, "module") in dead_modules)
     ]  # fmt: skip
     if not chosen:
         return None
@@ -140,6 +140,6 @@ def _head_on_pretrained_body(history: History, names: tuple[str, ...], alone: np
     depth = history.tensors["depth"].reindex(list(names)).to_numpy()
     if alone.all() or alone.sum() <= (~alone).sum() or depth[alone].max() > depth[~alone].min():
         return False
-    body = {history.tensors.at[n, "module"] for n, out in zip(names, alone, strict=True) if out}
+    body = {history.of(n, "module") for n, out in zip(names, alone, strict=True) if out}
     judged = [trained for module, trained in trained_modules(history).items() if module in body]
     return bool(judged) and float(np.mean(judged)) >= 0.5

@@ -40,7 +40,7 @@ def low_precision_stall(history: History) -> Finding | None:
         return None
     facts = outcome(history)
     name, value = names[worst[0]], float(typical[worst[0]])
-    kind = table.at[name, "dtype"]
+    kind = history.of(name, "dtype")
     return history.finding(
         "low_precision_stall",
         "critical" if facts.stalled else "warning",
@@ -67,10 +67,17 @@ def gradient_underflow(history: History) -> Finding | None:
     names = history.names(*MATRICES)
     if len(names) < 2 or history.captures < LEAST_CAPTURES:
         return None
+    broken_step = outcome(history).broken_step
+    if broken_step is not None and broken_step <= history.steps[LEAST_CAPTURES - 1]:
+        return None
     half = slice(0, max(LEAST_CAPTURES, history.captures // 2))
     start = slice(0, LEAST_CAPTURES)
     count = history.table("gradient", "count", names)[half]
     zeros = history.table("gradient", "zeros", names)[half] / np.where(count > 0, count, np.nan)
+    broken = history.table("gradient", "nans", names)[half] + history.table("gradient", "infs", names)[half]
+    zeros[broken > 0] = np.nan
+    if np.isfinite(zeros).sum(axis=0).min() < LEAST_CAPTURES:
+        return None
     share = nanmedian(zeros, axis=0)
     from_start = np.mean(nanmedian(zeros[start], axis=0) >= 0.25) >= 0.5
     if not from_start or np.mean(share >= 0.25) < 0.5:

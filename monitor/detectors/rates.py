@@ -15,15 +15,18 @@ from .registry import detector
 LARGE_UPDATE = 0.1
 #: A step that changes no weight by 1/10,000 of its size hardly trains (TheDeepChecker: 1e-4).
 SMALL_UPDATE = 1e-4
-#: Update ratios of matrices that differ by more (torchmortem: 100 for gradient norms; healthy runs stay below 10).
+#: Update ratios of matrices that differ by more (torchmortem: 100 for gradient norms; healthy runs stay below
+#: 10).
 IMBALANCE = 100.0
 #: A weight that grew to so many times its first size (torchmortem: 10).
 GROWN = 10.0
 
 
 def update_ratios(history: History, names: tuple[str, ...]) -> Floats:
-    """|update| / |weight before| per capture and tensor. Weights that are still near zero (LoRA's B, zero-initialised
-    layers) are NaN: their ratio says nothing."""
+    """|update| / |weight before| per capture and tensor.
+
+    Weights that are still near zero (LoRA's B, zero-initialised layers) are NaN: their ratio says nothing.
+    """
     ratio = history.table("update", "ratio", names).copy()
     norm = history.table("weight", "norm", names)
     ratio[norm < 0.1 * nanmedian(norm, axis=0)] = np.nan
@@ -39,11 +42,12 @@ def largest_rate(history: History) -> Series:
     if not series:
         return Series(np.empty(0, np.int64), np.empty(0))
     steps = np.unique(np.concatenate([s.step for s in series]))
-    filled = np.stack([_held(s, steps) for s in series])
+    filled = np.stack([held(s, steps) for s in series])
     return Series(steps, np.nanmax(np.where(np.isfinite(filled), filled, 0.0), axis=0))
 
 
-def _held(series: Series, steps: np.ndarray) -> Floats:
+def held(series: Series, steps: np.ndarray) -> Floats:
+    """The last value at or before each step; NaN before the first."""
     at = np.searchsorted(series.step, steps, side="right") - 1
     return np.where(at >= 0, series.value[np.maximum(at, 0)], np.nan)
 
@@ -79,7 +83,7 @@ def learning_rate_too_high(history: History) -> Finding | None:
         return None  # all went well for long at this learning rate
     order = np.argsort(-np.nan_to_num(nanmedian(ratio[begin : begin + 20], axis=0)))
     rate = largest_rate(history)
-    lr = float(_held(rate, np.array([first]))[0]) if rate.step.size else math.nan
+    lr = float(held(rate, np.array([first]))[0]) if rate.step.size else math.nan
     shown = f" (learning rate {lr:.3g})" if math.isfinite(lr) else ""
     return history.finding(
         "learning_rate_too_high",
@@ -97,7 +101,9 @@ def learning_rate_too_high(history: History) -> Finding | None:
 
 
 def _blown_up(history: History, names: tuple[str, ...]) -> bool:
-    """Within the first tenth of the run the typical matrix grew to five times its size: what it started from is lost."""
+    """Within the first tenth of the run the typical matrix grew to five times its size: what it started from
+    is lost.
+    """
     early = history.steps <= max(20, 0.1 * history.last_step)
     growth = history.table("weight", "norm", names)[early] / history.initial("norm", names)
     return bool(growth.size and nanmedian(nanmedian(growth[-3:], axis=0)) >= 5.0)
@@ -226,7 +232,7 @@ def schedule_fault(history: History) -> Finding | None:
 
 @detector("over_clipping")
 def over_clipping(history: History) -> Finding | None:
-    """Gradient clipping that takes away nine tenths of the gradient all the time, in a training that gets nowhere.
+    """Gradient clipping that takes away nine tenths of the gradient, in a training that gets nowhere.
 
     The median ratio of the norm after and before clipping is below 0.1 after the first fifth of the run. Told
     apart: clipping this hard is harmless with Adam, which rescales gradients, and an intended normalisation
@@ -260,7 +266,8 @@ def adam_epsilon(history: History) -> Finding | None:
     eps). Told apart: gradients that fall to eps late, in a training that has learnt.
     """
     values = [
-        float(g["eps"]) for o in history.info.get("optimizers") or [] if "adam" in str(o.get("class", "")).lower()
+        float(g["eps"])
+        for o in history.info.get("optimizers") or [] if "adam" in str(o.get("class", "")).lower()
         for g in o.get("groups", []) if isinstance(g.get("eps"), int | float)
     ]  # fmt: skip
     names = history.names(*MATRICES)
@@ -327,7 +334,7 @@ def layer_imbalance(history: History) -> Finding | None:
 
 @detector("weight_growth")
 def weight_growth(history: History) -> Finding | None:
-    """A matrix grew to ten times its first size (torchmortem), and much more than the others or with a failing loss.
+    """A matrix grew to ten times its first size (torchmortem).
 
     Told apart: weights that start near zero on purpose (below a tenth of the usual size for their shape), and
     the slow growth of weights before a normalisation layer, which is not tenfold.
@@ -338,12 +345,12 @@ def weight_growth(history: History) -> Finding | None:
     norm = history.table("weight", "norm", names)
     if not names or history.captures < 5 or not np.isfinite(first).any():
         return None
-    fan_in = np.array([max(1.0, float(np.prod(history.tensors.at[n, "shape"][1:]))) for n in names])
+    fan_in = np.array([max(1.0, float(np.prod(history.of(n, "shape")[1:]))) for n in names])
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = norm / first
     growth[:, ~(rms * np.sqrt(fan_in) > 0.1)] = np.nan
     grown = np.nan_to_num(growth) >= GROWN
-    begin = persistent(grown.any(axis=1))
+    begin = persistent(np.any(grown, axis=1))
     if begin is None:
         return None
     peak = np.nanmax(np.where(np.isfinite(growth), growth, np.nan), axis=0, initial=0.0)

@@ -11,6 +11,7 @@ from .drift import trained_modules
 from .gradients import softmax_bias
 from .history import MATRICES, Floats, History, nanmedian
 from .outcome import Outcome, outcome, smooth
+from .rates import held, largest_rate
 from .registry import detector
 
 #: Inputs whose root mean square is this far above 1 are not normalised.
@@ -20,7 +21,8 @@ HUGE_INPUT = 30.0
 INPUT_JUMP = 10.0
 #: Logits of a fresh network are of order 1; beyond this they make the first loss.
 LARGE_OUTPUT = 5.0
-#: Gain of a layer, rms(w) sqrt(fan_in): about 0.6 (torch's default) to 1.4 (He). Below this a stack of layers is mute.
+#: Gain of a layer, rms(w) sqrt(fan_in): about 0.6 (torch's default) to 1.4 (He). Below this a stack of layers
+#: is mute.
 SMALL_GAIN = 0.1
 
 
@@ -35,8 +37,8 @@ def input_size(history: History) -> tuple[str | None, Floats]:
     if not history.captures:
         return None, np.empty(0)
     for name in history.names(*MATRICES):
-        module = history.tensors.at[name, "module"]
-        shape = history.tensors.at[name, "shape"]
+        module = history.of(name, "module")
+        shape = history.of(name, "shape")
         if history.modules.get(module) not in ("Linear", "Conv1d", "Conv2d", "Conv3d"):
             return None, np.full(history.captures, np.nan)
         if any(depth[e] < depth[name] for e in embedded):
@@ -62,7 +64,7 @@ def input_size(history: History) -> tuple[str | None, Floats]:
 def first_output(history: History) -> float:
     """Root mean square of the predictions before the first step; NaN without activations."""
     name = history.output
-    module = history.tensors.at[name, "module"] if name else None
+    module = history.of(name, "module") if name else None
     if module is None or history.captures == 0 or history.steps[0] > 0:
         return math.nan
     return float(history.table("activation", "rms", (module,))[0, 0])
@@ -82,16 +84,17 @@ def _made_by_output(facts: Outcome, size: float) -> bool:
 def bad_init_scale(history: History) -> Finding | None:
     """Initial weights so large, or so small, that training has to undo them first.
 
-    Too large: the predictions before the first step have a root mean square above 5 and make the first loss: it is 2.5 times
-    log(classes) (TheDeepChecker: |L0 - log C| > log C), or as large as the predictions (or their square) and 20 times what is
-    reached. Too small: the typical hidden matrix has a gain rms(w) sqrt(fan_in) below 0.1, and the loss has stalled. Told
-    apart: inputs that are far too large (`data_fault`), targets that are not normalised (the predictions are small), small
-    weights between normalisation layers (they train well), pretrained models.
+    Too large: the predictions before the first step have a root mean square above 5 and make the first loss:
+    it is 2.5 times log(classes) (TheDeepChecker: |L0 - log C| > log C), or as large as the predictions (or
+    their square) and 20 times what is reached. Too small: the typical hidden matrix has a gain rms(w)
+    sqrt(fan_in) below 0.1, and the loss has stalled. Told apart: inputs that are far too large
+    (`data_fault`), targets that are not normalised (the predictions are small), small weights between
+    normalisation layers (they train well), pretrained models.
     """
     if history.resumed:
         return None
     names = history.names(*MATRICES)
-    fan = np.array([math.prod(history.tensors.at[n, "shape"][1:]) for n in names])
+    fan = np.array([math.prod(history.of(n, "shape")[1:]) for n in names])
     gain = history.initial("rms", names) * np.sqrt(fan)
     return _too_large(history, names, gain) or _too_small(history, names, gain)
 
@@ -105,12 +108,19 @@ def _too_large(history: History, names: tuple[str, ...], gain: Floats) -> Findin
     return history.finding(
         "bad_init_scale",
         "critical" if facts.bad else "warning",
-        f"The initial weights are too large: the first predictions are of size {size:.3g} and the first loss is "
+        f"The initial weights are too large: the first predictions are of size {size:.3g} and the first "
+        "loss is "
         f"{facts.initial:.4g}; the largest is {names[order[0]]} with a gain of {gain[order[0]]:.3g}.",
         first=history.steps[0],
         layers=[names[i] for i in order if gain[i] > 2],
-        evidence={"first_output": size, "threshold": LARGE_OUTPUT, "loss_start": facts.initial, "gain": float(gain[order[0]])},
-        advice="Use He initialisation (ReLU) or Xavier (tanh), a gain of about 1 to 1.4; scale residual branches by "
+        evidence={
+            "first_output": size,
+            "threshold": LARGE_OUTPUT,
+            "loss_start": facts.initial,
+            "gain": float(gain[order[0]]),
+        },
+        advice="Use He initialisation (ReLU) or Xavier (tanh), a gain of about 1 to 1.4; scale residual "
+        "branches by "
         "1/sqrt(2 depth).",
         confidence=0.85,
     )
@@ -125,7 +135,8 @@ def _too_small(history: History, names: tuple[str, ...], gain: Floats) -> Findin
     return history.finding(
         "bad_init_scale",
         "critical",
-        f"The initial weights are too small: the typical gain of a hidden matrix is {np.median(gain[hidden]):.2g} (the smallest "
+        "The initial weights are too small: the typical gain of a hidden matrix is "
+        f"{np.median(gain[hidden]):.2g} (the smallest "
         f"is {names[order[0]]}), so that signals and gradients fade with depth, and {facts.words()}.",
         first=history.steps[0],
         layers=[names[i] for i in order if gain[i] < SMALL_GAIN],
@@ -137,7 +148,7 @@ def _too_small(history: History, names: tuple[str, ...], gain: Floats) -> Findin
 
 @detector("data_fault")
 def data_fault(history: History) -> Finding | None:
-    """Batches that are not what the network can use: huge inputs, one broken batch, or batches sorted by label.
+    """Batches that a network cannot use: huge inputs, one broken batch, or batches sorted by label.
 
     Inputs (estimated from the first layer's output) with a root mean square above 30 that make the first
     loss; a batch whose inputs are ten times their usual size while the loss jumps; or, for a classifier,
@@ -207,7 +218,7 @@ def _sorted_batches(history: History) -> Finding | None:
     bias = softmax_bias(history)
     if bias is None or outcome(history).diverged or history.captures < 20:
         return None
-    samples = nanmedian(history.table("activation", "samples", (history.tensors.at[bias, "module"],)))
+    samples = nanmedian(history.table("activation", "samples", (history.of(bias, "module"),)))
     lowest = np.nan_to_num(history.table("gradient", "min", (bias,))[:, 0])
     if (
         samples < 16 or lowest.min() < -1.05
@@ -242,7 +253,7 @@ def logit_drift(history: History) -> Finding | None:
     name = history.output
     if name is None or not facts.bad or not math.isfinite(facts.trivial) or history.captures < 8:
         return None
-    module = history.tensors.at[name, "module"]
+    module = history.of(name, "module")
     size = history.table("activation", "rms", (module,))[:, 0]
     quarter = history.captures // 4
     early, late = nanmedian(size[max(0, quarter - 2) : quarter + 3]), nanmedian(size[-max(3, quarter // 2) :])
@@ -270,20 +281,27 @@ HARD_ATTENTION = 0.8
 def attention_collapse(history: History) -> Finding | None:
     """Attention that is a hard choice from the start: almost no gradient passes the softmax.
 
-    For captured attention weights (a Softmax, or the Dropout on it: not negative, with a mean of exactly one over a whole
-    number of at least four keys): sum(p^2) / sum(p), the mean probability of what is attended to, is at least 0.8 in most
-    captures of the first tenth and of the second half of the run; or of the second half alone when the training fails. Fresh
-    attention is spread out. Told apart: heads that learn to be sharp in a good training, pretrained models, the classifier's
-    own softmax. Fused attention is not captured and not judged.
+    For captured attention weights (a Softmax, or the Dropout on it: not negative, with a mean of exactly one
+    over a whole number of at least four keys): sum(p^2) / sum(p), the mean probability of what is attended
+    to, is at least 0.8 in most captures of the first tenth and of the second half of the run; or of the
+    second half alone when the training fails. Fresh attention is spread out. Told apart: heads that learn to
+    be sharp in a good training, pretrained models, the classifier's own softmax. Fused attention is not
+    captured and not judged.
     """
     last = list(history.modules)[-1:]
-    modules = tuple(m for m, kind in history.modules.items() if kind in ("Softmax", "Dropout") and m not in last)
+    modules = tuple(
+        m for m, kind in history.modules.items() if kind in ("Softmax", "Dropout") and m not in last
+    )
     if not modules or history.captures < 5:
         return None
     mean, rms = (history.table("activation", column, modules) for column in ("mean", "rms"))
     with np.errstate(divide="ignore", invalid="ignore"):
         keys, sharp = 1 / mean, rms**2 / mean
-        whole = (np.abs(keys - np.round(keys)) < 1e-2) & (keys > 3.5) & (history.table("activation", "min", modules) >= 0)
+        whole = (
+            (np.abs(keys - np.round(keys)) < 1e-2)
+            & (keys > 3.5)
+            & (history.table("activation", "min", modules) >= 0)
+        )
     early = np.arange(history.captures) < max(3, history.captures // 10)
     late = np.arange(history.captures) >= history.captures // 2
     facts = outcome(history)
@@ -300,12 +318,14 @@ def attention_collapse(history: History) -> Finding | None:
     return history.finding(
         "attention_collapse",
         "critical" if facts.bad else "warning",
-        f"Attention has collapsed in {modules[chosen[0]]}: it gives {value:.0%} to what it attends to from step {first} on, and "
+        f"Attention has collapsed in {modules[chosen[0]]}: it gives {value:.0%} to what it attends to from "
+        f"step {first} on, and "
         f"{facts.words()}.",
         first=first,
         layers=[modules[i] for i in chosen],
         evidence={"mean_probability": value, "threshold": HARD_ATTENTION},
-        advice="Check the scale of the query and key weights and of 1/sqrt(head size); use QK-norm, a lower learning rate.",
+        advice="Check the scale of the query and key weights and of 1/sqrt(head size); use QK-norm, a "
+        "lower learning rate.",
         confidence=0.8,
     )
 
@@ -319,33 +339,22 @@ def _pretrained(history: History) -> bool:
 def over_regularised(history: History) -> Finding | None:
     """Weight decay holds the weights so small that the training loss stays high.
 
-    For L2 penalties in the gradient (not AdamW's): decay x |w| is at least 0.3 of |g| in most matrices over
-    the second half of the run, the weights have shrunk (median below 0.7 of their first size), and the loss
-    is still above 40 % of its start. Told apart: strong decay in a training that succeeds, and decay that is
-    all that moves a layer (no gradient arrives).
+    The decay is at least 0.3 of the gradient (an L2 penalty: decay x |w| over |g|) or of the update (AdamW:
+    rate x decay x |w| over |dw|) in most matrices over the second half of the run, the weights have shrunk
+    (median below 0.7 of their first size), and the loss is still above 40 % of its start. Told apart: strong
+    decay in a training that succeeds, and decay that is all that moves a layer (no gradient arrives).
     """
     facts = outcome(history)
     names = history.names(*MATRICES)
-    decay = [
-        float(g["weight_decay"]) for o in history.info.get("optimizers") or [] if str(o.get("class")) != "AdamW"
-        for g in o.get("groups", []) if isinstance(g.get("weight_decay"), int | float)
-    ]  # fmt: skip
-    if (
-        not decay
-        or not max(decay) > 0
-        or not names
-        or facts.points < 20
-        or facts.diverged
-        or history.captures < 8
-    ):
+    decay, pull = _pull(history, names)
+    if not decay > 0 or facts.points < 20 or facts.end > 1.2 * facts.initial or history.captures < 8:
         return None
     half = history.captures // 2
-    gradient = nanmedian(history.table("gradient", "norm", names)[half:], axis=0)
+    ratio = nanmedian(pull[half:], axis=0)
     weight = nanmedian(history.table("weight", "norm", names)[half:], axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = max(decay) * weight / gradient
         shrunk = weight / history.initial("norm", names)
-    pulled = np.nan_to_num(ratio, posinf=0.0)  # no gradient at all is another problem
+    pulled = np.nan_to_num(ratio)
     if (
         np.mean((pulled > 0.3) & (pulled < 10)) < 0.6
         or not nanmedian(shrunk) < 0.7
@@ -355,7 +364,7 @@ def over_regularised(history: History) -> Finding | None:
     return history.finding(
         "over_regularised",
         "warning",
-        f"Weight decay {max(decay):.3g} pulls with {nanmedian(ratio):.2g} of the strength of the gradient: "
+        f"Weight decay {decay:.3g} pulls with {nanmedian(ratio):.2g} of the strength of the gradient: "
         "the weights shrank to "
         f"{nanmedian(shrunk):.2g} of their first size, and the loss is still {facts.end:.4g} (start "
         f"{facts.initial:.4g}).",
@@ -368,3 +377,27 @@ def over_regularised(history: History) -> Finding | None:
         advice="Divide the weight decay by 10.",
         confidence=0.75,
     )
+
+
+def _pull(history: History, names: tuple[str, ...]) -> tuple[float, Floats]:
+    """The largest weight decay, and its strength against the gradient (or AdamW's update) per capture and
+    tensor.
+    """
+    groups = [
+        (str(o.get("class")), g) for o in history.info.get("optimizers") or [] for g in o.get("groups", [])
+    ]
+    found = [
+        (float(g["weight_decay"]), kind)
+        for kind, g in groups
+        if isinstance(g.get("weight_decay"), int | float)
+    ]
+    decay, kind = max(found, default=(0.0, ""))
+    weight = history.table("weight", "norm", names)
+    if kind == "AdamW":
+        rate = largest_rate(history)
+        against = history.table("update", "norm", names)
+        weight = weight * (held(rate, history.steps)[:, None] if rate.step.size else np.nan)
+    else:
+        against = history.table("gradient", "norm", names)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return decay, np.where(against > 0, decay * weight / against, np.nan)

@@ -13,7 +13,8 @@ from .registry import Unjudged, detector
 ZERO_FLOOR = ("ReLU", "ReLU6", "Threshold", "Hardswish")
 #: A layer is dead when more than half of its units are (SageMaker Debugger DeadRelu, TheDeepChecker).
 DEAD = 0.5
-#: A unit is dead when it was silent at so many captures at least, over so many samples: a unit that fires for 1 % of the
+#: A unit is dead when it was silent at so many captures at least, over so many samples: a unit that fires for
+#: 1 % of the
 #: samples (SageMaker Debugger's limit) is missed by 256 of them with a chance of 8 %.
 LEAST_CAPTURES, LEAST_SAMPLES = 5, 256
 
@@ -49,8 +50,10 @@ def dead_units(history: History) -> Finding | None:
 
 def _dead_finding(history: History, worst: dict[str, tuple[float, int]], by_rows: bool) -> Finding:
     facts = outcome(history)
-    # All layers behind a dead one look dead as well once nothing reaches them: the earliest began it.
-    order = sorted(worst, key=lambda m: (worst[m][1], -worst[m][0]))
+    # Forward, what comes after a dead layer may fall silent; backward, what comes before it. Whoever began it
+    # is the first in the order of modules, but the last in the order of matrices.
+    place = {m: -i if by_rows else i for i, m in enumerate(worst)}
+    order = sorted(worst, key=lambda m: (worst[m][1], place[m] if by_rows else -worst[m][0], place[m]))
     share, step = worst[order[0]]
     weaker = (
         " (judged by gradient rows that are always zero: activations were not captured)" if by_rows else ""
@@ -95,7 +98,7 @@ def _silent(history: History, kind: str, name: str) -> tuple[float, int] | None:
             if not enough.size and active.any():  # a layer that never fired at all needs no statistics
                 return None
             window = max(window, int(enough[0]) + 1) if enough.size else steps.size
-    dead = ~active[-window:].any(axis=0)
+    dead: Bools = ~np.any(active[-window:], axis=0)
     return float(dead.mean()), _since(steps, active, dead)
 
 
@@ -124,9 +127,7 @@ def _silent_rows(history: History) -> dict[str, tuple[float, int]]:
 
 def _bias_alive_after(history: History, name: str) -> bool:
     """Some parameter defined after this matrix receives gradient: the layer is dead rather than cut off."""
-    later = tuple(
-        n for n in history.names() if history.tensors.at[n, "depth"] > history.tensors.at[name, "depth"] + 1
-    )
+    later = tuple(n for n in history.names() if history.of(n, "depth") > history.of(name, "depth") + 1)
     norms = history.table("gradient", "norm", later)[-LEAST_CAPTURES:]
     return bool((np.nan_to_num(norms) > 0).any())
 
@@ -143,7 +144,7 @@ def symmetric_units(history: History) -> Finding | None:
     below 1e-3) at every capture from the first on and still at the end: constant initial weights. Told apart:
     zero-initialised branches (LoRA's B, last layers, zero-gamma) differ after the first steps.
     """
-    names = tuple(n for n in history.names("bias") if history.tensors.at[n, "elements"] >= 4)
+    names = tuple(n for n in history.names("bias") if history.of(n, "elements") >= 4)
     if history.captures < LEAST_CAPTURES or not names:
         return None
     spread = history.table("gradient", "std", names)
@@ -176,7 +177,7 @@ def symmetric_units(history: History) -> Finding | None:
 
 def _matrix_of(history: History, bias: str) -> str:
     table = history.tensors
-    same = table.index[(table["module"] == table.at[bias, "module"]) & table["role"].isin(MATRICES)]
+    same = table.index[(table["module"] == history.of(bias, "module")) & table["role"].isin(MATRICES)]
     return str(same[0]) if len(same) else bias
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -20,12 +19,12 @@ BASE = Finding(
 
 
 @pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict]:
+def only(monkeypatch: pytest.MonkeyPatch) -> dict:
     """An empty table of detectors that restores itself."""
     detectors.registered()
     table: dict = {}
     monkeypatch.setattr(registry, "_table", table)
-    yield table
+    return table
 
 
 def empty() -> History:
