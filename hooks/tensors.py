@@ -65,10 +65,13 @@ def model_names(models: Sequence[nn.Module]) -> list[str]:
 def watched_tensors(models: Sequence[nn.Module]) -> list[WatchedTensor]:
     """Every parameter once, in order of definition; a tied parameter carries all its names."""
     found: dict[int, WatchedTensor] = {}
+    names: dict[str, int] = {}
     for prefix, model in zip(model_names(models), models, strict=True):
         modules = dict(model.named_modules(remove_duplicate=False))
         for raw, parameter in model.named_parameters(remove_duplicate=False):
             name = prefix + canonical(raw)
+            if names.setdefault(name, id(parameter)) != id(parameter):
+                name = prefix + raw  # a user's own part is called `module`: two names would be one
             if id(parameter) in found:
                 if name not in found[id(parameter)].names:
                     found[id(parameter)].names.append(name)

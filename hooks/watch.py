@@ -100,7 +100,7 @@ def watch(
     info = {
         "name": path.name,
         **describe_environment(),
-        "config": dict(config or {}),
+        "config": {str(name): value for name, value in (config or {}).items()},
         "model": [type(m).__name__ for m in models],
         "every": every,
         "budget": budget if every == "auto" else None,

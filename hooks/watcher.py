@@ -243,12 +243,14 @@ class Watcher:
             self._fail(error)
 
     def close(self) -> None:
-        """Write the last weights, turn the log into Parquet, detach. May be called twice; runs at exit too."""
+        """Write the last weights, turn the log into Parquet, detach. May be called twice; at exit as well."""
         if not self._open or self._log is None or os.getpid() != self._process:
             return
         self._open = False
         atexit.unregister(self.close)
         final = self._guard(self._capture.final)
+        if not self._begun:
+            self._guard(self._say_nothing_stepped)()
         if self._begun and not self._failed:
             if self._completed != self.step:
                 self._guard(self._complete_step)()
@@ -264,6 +266,11 @@ class Watcher:
         except Exception as error:  # the rows are in the write-ahead files, and stay there
             self._fail(error)
         self._report_findings()
+
+    def _say_nothing_stepped(self) -> None:
+        text = "no torch optimizer stepped while watched: neither weights nor gradients were captured"
+        if self._log is not None:
+            self._log.update_info(notes=[*self._log.info["notes"], text])
 
     def __enter__(self) -> Watcher:
         return self

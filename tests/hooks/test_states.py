@@ -210,6 +210,23 @@ def test_names_lose_what_wrappers_add(tmp_path: Path) -> None:
     assert Run(tmp_path / "compiled").tensors()["tensor"].tolist() == ["0.weight", "0.bias"]
 
 
+def test_names_that_would_fall_together_stay_apart(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(8, 8)
+            self.weight = nn.Parameter(torch.ones(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.module(x) * self.weight
+
+    model = Scaled()
+    run = watched_training(tmp_path / "run", model, torch.optim.SGD(model.parameters(), 0.1))
+    names = run.tensors()["tensor"].tolist()
+    assert len(set(names)) == 3
+    assert not run.stats("weight").duplicated(["step", "tensor"]).any()
+
+
 def test_include_and_exclude(tmp_path: Path) -> None:
     model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)])
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
