@@ -235,7 +235,7 @@ def softmax_bias(history: History) -> str | None:
 
     That gradient is the batch mean of prediction - label: it sums to zero over at least three classes.
     """
-    name, table = history.output, history.tensors
+    name = history.output
     if name is None:
         return None
     biases = [

@@ -177,7 +177,7 @@ class History:
         """The last matrix that receives gradient: as far as the order tells, it makes the predictions."""
         names = self.names(*MATRICES)
         reached = np.nan_to_num(self.table("gradient", "norm", names)) > 0
-        used = [n for n, hit in zip(names, reached.any(axis=0), strict=True) if hit]
+        used = [n for n, hit in zip(names, np.any(reached, axis=0), strict=True) if hit]
         return used[-1] if used else None
 
     # ---- captured steps
@@ -292,10 +292,18 @@ class History:
     # ---- results
 
     def finding(
-        self, problem: str, severity: Severity, summary: str, *, first: SupportsInt,
-        last: SupportsInt | None = None, layers: Iterable[str] = (), evidence: Mapping[str, Number] | None = None, advice: str = "",
+        self,
+        problem: str,
+        severity: Severity,
+        summary: str,
+        *,
+        first: SupportsInt,
+        last: SupportsInt | None = None,
+        layers: Iterable[str] = (),
+        evidence: Mapping[str, Number] | None = None,
+        advice: str = "",
         confidence: float = 0.9,
-    ) -> Finding:  # fmt: skip
+    ) -> Finding:
         """A finding about this run."""
         return Finding(
             run=self.name,
