@@ -24,6 +24,7 @@ _FAMILIES = (
     "rates",
     "precision",
     "scales",
+    "attention",
     "losses",
     "drift",
 )
