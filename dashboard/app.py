@@ -196,7 +196,7 @@ def _title(library: Library, view: View) -> list[Any]:
     run = library.run(view.run)
     judged = library.judgement(view.run, wait=0.3)
     health = judged.health if judged else "checking"
-    updated = float(run.info.get("updated") or run.info.get("created") or float("nan"))
+    updated = float(run.info.get("ended") or run.info.get("created") or float("nan"))
     marks: list[Any] = [badge(health)]
     if run.live:
         marks.insert(0, html.Span([html.Span(className="dot"), "live"], className="badge live"))

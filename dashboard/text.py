@@ -12,12 +12,12 @@ _SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def number(value: object) -> str:
-    """A number in at most three significant digits: 0.0312, 4,210, 12.3k, 5.1M, 3.2e-7. – means none."""
+    """A number in at most three significant digits: 0.0312, 4,210, 12.3k, 5.1M, 3.2e-7, NaN. – means none."""
     if value is None or isinstance(value, str):
         return value or MISSING
     x = float(value)  # pyright: ignore[reportArgumentType] - anything float() accepts
     if math.isnan(x):
-        return MISSING
+        return "NaN"
     if math.isinf(x):
         return "∞" if x > 0 else "−∞"
     size = abs(x)

@@ -178,7 +178,7 @@ def message(text: str, style: Style) -> Figure:
             "yaxis": hidden,
             "annotations": [
                 {
-                    "text": wrap(text, 44 if style.narrow else 80),
+                    "text": wrap(text, 32),
                     "showarrow": False,
                     "x": 0.5,
                     "y": 0.5,

@@ -42,6 +42,14 @@ def _dead(frame: pd.DataFrame) -> np.ndarray:
         return 1 - frame["active_units"].to_numpy(dtype=float) / frame["units"].to_numpy(dtype=float)
 
 
+#: Columns that the quantities read, by kind of row: no quantile among them, so that no histogram is read.
+BASE = ("step", "tensor", "count", "nans", "infs")
+READ = {
+    "gradient": ("norm", "zeros"),
+    "update": ("ratio",),
+    "weight": ("norm",),
+    "activation": ("rms", "units", "active_units"),
+}
 METRICS = {
     "gradient_norm": Metric(
         "gradient norm",
@@ -119,7 +127,7 @@ def grid(library: Library, run: Run, metric: str) -> Grid:
     quantity = METRICS[metric]
 
     def make() -> Grid:
-        frame = run.stats(quantity.kind)
+        frame = run.stats(quantity.kind, None, [*BASE, *READ[quantity.kind]])
         if frame.empty:
             return build(frame, np.array([]))
         bad = (frame["nans"] + frame["infs"]).to_numpy() > 0

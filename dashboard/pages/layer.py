@@ -133,7 +133,7 @@ def module_names(run: Run) -> list[str]:
     """Modules whose outputs were captured."""
     if "activation" not in run.kinds():
         return []
-    present = set(run.stats("activation")["tensor"].unique())
+    present = set(run.stats("activation", None, ["tensor"])["tensor"].unique())
     return [name for name in run.modules()["module"] if name in present]
 
 
@@ -143,7 +143,7 @@ def selectable(run: Run) -> list[str]:
 
 
 def worst(run: Run, judged: Judgement | None) -> str:
-    """The first layer of the worst finding; without one the first matrix."""
+    """The first layer of the worst finding; without one the first matrix that is trained."""
     names = selectable(run)
     known = set(names)
     for finding in [*(judged.alarms if judged else []), *(judged.findings if judged else [])]:
@@ -151,8 +151,9 @@ def worst(run: Run, judged: Judgement | None) -> str:
             if layer in known:
                 return layer
     tensors = run.tensors()
-    matrices = tensors.loc[tensors["role"].isin(["matrix", "conv", "output", "embedding"]), "tensor"].tolist()
-    return next(iter([*matrices, *names]), "")
+    matrices = tensors[tensors["role"].isin(["matrix", "conv", "output", "embedding"])]
+    trained = matrices.loc[matrices["trainable"].astype(bool), "tensor"].tolist()
+    return next(iter([*trained, *matrices["tensor"], *names]), "")
 
 
 def module_of(run: Run, name: str) -> str:

@@ -75,7 +75,7 @@ def _last(frame: pd.DataFrame) -> float | None:
 
 def weight_growth(run: Run) -> pd.DataFrame:
     """The norm over all weights by step, relative to the first capture. Columns: step, value."""
-    frame = run.stats("weight")
+    frame = run.stats("weight", None, ["step", "norm"])
     if frame.empty:
         return pd.DataFrame({"step": [], "value": []})
     squares = frame.assign(square=frame["norm"] ** 2).groupby("step")["square"].agg(["sum", "count"])

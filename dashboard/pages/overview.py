@@ -108,7 +108,7 @@ def elapsed(run: Run) -> float | None:
     """Seconds from the start to the last sign of life."""
     created = run.info.get("created")
     times = [run.scalars(name)["time"].max() for name in run.scalar_names()[:4]]
-    last = max([t for t in times if np.isfinite(t)] + [float(run.info.get("updated") or 0)], default=0.0)
+    last = max([t for t in times if np.isfinite(t)] + [float(run.info.get("ended") or 0)], default=0.0)
     return last - float(created) if created and last >= float(created) else None
 
 

@@ -133,7 +133,9 @@ def row(library: Library, name: str, run: Run) -> dict[str, Any]:
         "val": _last(val["value"].to_numpy()),
         "gap": _last(gaps),
     }
-    seconds = time.time() - float(run.info.get("updated") or run.info.get("created") or time.time())
+    if not all(value is None or np.isfinite(value) for value in numbers.values()):
+        numbers["gap"] = None  # between numbers only
+    seconds = time.time() - float(run.info.get("ended") or run.info.get("created") or time.time())
     return {
         "run": name,
         "href": href("overview", name),

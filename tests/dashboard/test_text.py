@@ -18,7 +18,7 @@ from layerwatch.dashboard.urls import RUN_PAGES, View, fraction, href, parse, st
     [
         (0, "0"), (0.031249, "0.0312"), (1.5, "1.5"), (999.4, "999"), (1234, "1,234"), (12345, "12.3k"),
         (5.1e6, "5.1M"), (3.2e-7, "3.2e-7"), (-0.25, "-0.25"), (1e20, "1e+20"), (999_999, "1M"),
-        (math.nan, "–"), (None, "–"), (math.inf, "∞"), (np.float32(0.5), "0.5"), ("adam", "adam"),
+        (math.nan, "NaN"), (None, "–"), (math.inf, "∞"), (np.float32(0.5), "0.5"), ("adam", "adam"),
     ],
 )  # fmt: skip
 def test_numbers_have_three_digits(value: object, shown: str) -> None:
