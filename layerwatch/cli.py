@@ -107,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 `check --fail-on` failed, 2 wrong input."""
     options = build_parser().parse_args(arguments)
     try:
-        return options.work(options)
+        code = options.work(options)
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -148,7 +148,8 @@ def test_a_resumed_training_goes_on_after_its_last_step(tmp_path: Path) -> None:
 
 def test_a_loop_without_an_optimizer_is_said_to_be_one(tmp_path: Path) -> None:
     model = mlp()
-    with watch(model, run=tmp_path / "run", every=1, config={("any", "key"): 1}) as watcher:
+    config: Any = {("any", "key"): 1}
+    with watch(model, run=tmp_path / "run", every=1, config=config) as watcher:
         loss_of(model(batch(0))).backward()
         with torch.no_grad():
             for parameter in model.parameters():

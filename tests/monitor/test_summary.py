@@ -329,7 +329,9 @@ def histograms(arrays: list[NDArray]) -> tuple[NDArray, NDArray, NDArray, int]:
         n = np.append(s.counts, s.zeros + s.subnormals)
         order = np.argsort(b)
         b, n = b[order][n[order] > 0], n[order][n[order] > 0]
-        rows.append(np.full(b.size, row)), buckets.append(b), counts.append(n)
+        rows.append(np.full(b.size, row))
+        buckets.append(b)
+        counts.append(n)
     return np.concatenate(rows), np.concatenate(buckets), np.concatenate(counts), len(arrays)
 
 
