@@ -117,7 +117,7 @@ def drift_frame(table: pa.Table) -> pd.DataFrame:
                 "step": raw["step"],
                 "time": raw["time"],
                 "tensor": table["tensor"].to_pandas(),
-                "relative_l2": distance / reference,
+                "relative_l2": np.where(reference > 0, distance / reference, np.nan),
                 "cosine": np.clip(raw["dot"] / (now * reference), -1.0, 1.0),
                 "sign_flips": flips,
                 "count": raw["count"],

@@ -57,8 +57,7 @@ _STOPS = (
     "layer_imbalance", *_BLOWS,
 )  # fmt: skip
 #: problem -> problems that bring it about. A finding is folded under the first cause that is an alarm of the
-#: same run
-#: and began no later. The order of the table is the order of findings: what is higher explains what is lower.
+#: same run and began no later. The table's order is that of findings: what is higher explains what is lower.
 CAUSES: dict[str, tuple[str, ...]] = {
     "data_fault": (),
     "bad_init_scale": ("data_fault",),
@@ -89,6 +88,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "weight_growth": (
         "data_fault",
         "learning_rate_too_high",
+        "loss_scale_collapse",
         "gradient_underflow",
         "schedule_fault",
         "stale_gradients",
@@ -210,14 +210,14 @@ def _root(problem: str, parent: dict[str, str]) -> str:
 def _with_consequences(finding: Finding, led: list[Finding]) -> Finding:
     if not led:
         return finding
-    names = ", ".join(f"{f.problem} (step {f.first_step})" for f in led)
+    names = ", ".join(f"{f.problem.replace('_', ' ')} (step {f.first_step})" for f in led)
     worst = max((finding, *led), key=lambda f: SEVERITIES.index(f.severity))
     return replace(
         finding,
         severity=worst.severity,
         last_step=max(f.last_step for f in (finding, *led)),
         summary=f"{finding.summary.rstrip('.')}; it led to {names}.",
-        evidence={**finding.evidence, "led_to": names},
+        evidence={**finding.evidence, "led_to": ", ".join(f.problem for f in led)},
     )
 
 

@@ -92,7 +92,7 @@ def vector(
         "showgrid": False,
         "tickformat": "d",
     }
-    layout = {"hovermode": "closest", "xaxis": step_axis(steps) | {"showgrid": False}, "yaxis": axis}
+    layout = {"hovermode": "closest", "xaxis": step_axis(steps, [trace]) | {"showgrid": False}, "yaxis": axis}
     return {"data": [trace], "layout": layout}
 
 
@@ -171,5 +171,5 @@ def activity(
         "hovertemplate": "unit %{y}<br>step %{x:,d}<br>active %{z:.0%}<extra></extra>",
     }
     axis = {"title": {"text": "unit"}, "autorange": "reversed", "showgrid": False, "tickformat": "d"}
-    layout = {"hovermode": "closest", "xaxis": step_axis(steps) | {"showgrid": False}, "yaxis": axis}
+    layout = {"hovermode": "closest", "xaxis": step_axis(steps, [trace]) | {"showgrid": False}, "yaxis": axis}
     return {"data": [trace], "layout": layout}

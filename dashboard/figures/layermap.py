@@ -77,9 +77,10 @@ def layer_map(
     }
     if right < 1:
         data.append(_profile(grid.names, profile, style, bars, unit))
-        layout["xaxis2"] = _profile_axis(profile, log, title, grid.steps[column]) | {
-            "domain": [right + (0.08 if narrow else 0.03), 1]
-        }
+        beside = _profile_axis(profile, log, title, grid.steps[column])
+        if narrow and len(beside.get("tickvals", ())) > 2:  # labels would overlap: the ends are enough
+            beside |= {key: [beside[key][0], beside[key][-1]] for key in ("tickvals", "ticktext")}
+        layout["xaxis2"] = beside | {"domain": [right + (0.08 if narrow else 0.03), 1]}
         layout["shapes"] = [_cursor(float(grid.steps[column]), style)]
     return {"data": data, "layout": layout}
 

@@ -66,7 +66,7 @@ def reference_sentence(run: Run) -> str:
     if reference in (None, "", "none"):
         return "This run has no reference."
     if reference == "start":
-        return "The reference is the weights at the start of this run."
+        return "The reference is the weights at the start of this run; what started at zero stays blank."
     if isinstance(reference, dict):
         reference = (
             reference.get("path") or reference.get("name") or reference.get("kind") or "a given state_dict"
@@ -130,7 +130,8 @@ def by_block(frame: pd.DataFrame) -> pd.DataFrame:
     )
     total = blocks.groupby(["tensor", "step"], sort=False)[["distance", "reference_norm"]].sum().reset_index()
     with np.errstate(divide="ignore", invalid="ignore"):
-        total["relative_l2"] = np.sqrt(total["distance"] / total["reference_norm"])
+        relative = np.sqrt(total["distance"] / total["reference_norm"])
+    total["relative_l2"] = relative.where(total["reference_norm"] > 0)
     return total
 
 
@@ -144,7 +145,8 @@ def grid(library: Library, run: Run, blocks: bool) -> Grid:
         if frame.empty:
             return build(frame, np.array([]))
         values = frame["relative_l2"].to_numpy(dtype=float)
-        return build(frame, np.where(np.isfinite(values), values, np.nan), np.isinf(values))
+        bad = ~np.isfinite(frame["distance"].to_numpy(dtype=float))
+        return build(frame, np.where(np.isfinite(values), values, np.nan), bad)
 
     return library.memo(run, ("drift", blocks), make)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..findings import Finding
-from .history import MATRICES, History, nanmedian
+from .history import MATRICES, History, nanmedian, portion
 from .registry import detector
 
 #: A layer that moved by half of its size has lost much of what it knew.
@@ -52,7 +52,7 @@ def excessive_drift(history: History) -> Finding | None:
     return history.finding(
         "excessive_drift",
         "info" if goes_on else "warning",
-        f"{names[worst]} moved by {last[worst]:.0%} of its size from the reference (typical layer: "
+        f"{names[worst]} moved by {portion(last[worst])} its size from the reference (typical layer: "
         f"{usual:.0%}); "
         f"{len(over)} of {len(names)} layers passed {threshold:.0%}, the first at step "
         f"{history.steps[begin]}.",

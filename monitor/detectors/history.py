@@ -326,6 +326,11 @@ def _round(value: float) -> float | int:
     return float(f"{float(value):.4g}")
 
 
+def portion(value: float) -> str:
+    """A share for a sentence: "35% of", or "210 times" when a percentage would be hard to read."""
+    return f"{value:.0%} of" if value < 10 else f"{value:.2g} times"
+
+
 def persistent(hits: Bools, least: int = PERSISTENT) -> int | None:
     """Index where the first stretch of at least `least` consecutive hits begins, or None.
 

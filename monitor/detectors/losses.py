@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from ..findings import Finding
-from .history import History, Series
+from .history import History, Series, portion
 from .outcome import AT_TRIVIAL, STALLED, finite, outcome, smooth
 from .registry import detector
 
@@ -138,9 +138,8 @@ def overfitting(history: History) -> Finding | None:
     return history.finding(
         "overfitting",
         "critical" if rise >= 0.2 else "warning",
-        f"val_loss turned back at step {steps[best]} ({course[best]:.4g}) and is {rise:.0%} higher now "
-        f"({end:.4g}), while "
-        f"{_training_words(facts.points, facts.end)}.",
+        f"val_loss turned back at step {steps[best]} and is {portion(1 + rise)} its smoothed best now "
+        f"({course[best]:.4g}, now {end:.4g}), while {_training_words(facts.points, facts.end)}.",
         first=steps[best],
         evidence={
             "generalisation_loss": 100 * rise,

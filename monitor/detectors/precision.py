@@ -111,8 +111,8 @@ def loss_scale_collapse(history: History) -> Finding | None:
     """A loss scaler that halves its scale again and again, because gradients overflow at any scale.
 
     The logged `loss_scale` ends at 1 or below, or more than a fifth of the captures after the first fifth
-    were skipped. Told apart: the first steps of a scaler, which starts too high on purpose, and one skipped
-    step now and then.
+    were skipped. It began where the scale was last at its highest. Told apart: the first steps of a scaler,
+    which starts too high on purpose, and one skipped step now and then.
     """
     skipped = history.skipped[history.captures // 5 :]
     frame = history.source.scalars("loss_scale") if "loss_scale" in history.source.scalar_names() else None
@@ -121,11 +121,10 @@ def loss_scale_collapse(history: History) -> Finding | None:
     often = skipped.size >= 10 and skipped.mean() > 0.2
     if not low and not often:
         return None
-    first = (
-        int(frame["step"].iloc[int(np.argmax(scale <= 1.0))])
-        if low and frame is not None
-        else int(history.steps[0])
-    )
+    first = int(history.steps[0])
+    if low and frame is not None:
+        until = scale[: int(np.argmax(scale <= 1.0))]
+        first = int(frame["step"].iloc[int(np.flatnonzero(until == until.max())[-1])])
     what = (
         f"fell to {scale[-1]:.3g}" if low else f"made {skipped.mean():.0%} of the captured steps be skipped"
     )

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..findings import Finding
-from .history import MATRICES, Floats, History, Series, nanmedian, persistent
+from .history import MATRICES, Floats, History, Series, nanmedian, persistent, portion
 from .outcome import outcome
 from .registry import detector
 
@@ -88,9 +88,9 @@ def learning_rate_too_high(history: History) -> Finding | None:
     return history.finding(
         "learning_rate_too_high",
         "critical",
-        f"Steps are too large from step {first} on{shown}: the weights change by up to {value:.0%} of "
-        "their size "
-        f"{'per step' if what == 'update_ratio' else 'between two captures'}, and {facts.words()}.",
+        f"Steps are too large from step {first} on{shown}: the weights change by up to "
+        f"{portion(value)} their size {'per step' if what == 'update_ratio' else 'between two captures'}, "
+        f"and {facts.words()}.",
         first=first,
         layers=[names[i] for i in order[:5]],
         evidence={what: value, "threshold": LARGE_UPDATE if what == "update_ratio" else 1.0, "lr": lr},

@@ -201,3 +201,16 @@ def test_an_unmoved_large_tensor_has_no_drift(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     assert run.drift("0.weight")["relative_l2"].tolist() == [0.0, 0.0, 0.0]
     assert (run.drift("1.weight")["relative_l2"] > 0).all()
+
+
+def test_a_tensor_that_starts_at_zero_has_a_distance_but_no_relative_one(tmp_path: Path) -> None:
+    model = nn.Linear(3, 3)
+    nn.init.zeros_(model.bias)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, run=tmp_path / "run", every=1):
+        model(torch.randn(4, 3)).sum().backward()
+        optimizer.step()
+    last = Run(tmp_path / "run").drift("bias").iloc[-1]
+    assert np.isnan(last["relative_l2"])
+    assert np.isnan(last["cosine"])
+    assert last["distance"] == pytest.approx(float(model.bias.detach().norm()))

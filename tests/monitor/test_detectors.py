@@ -467,8 +467,8 @@ def test_nan_after_explosion_after_a_high_rate_is_one_alarm() -> None:
         made.rows["gradient"][entry["tensor"]]["nans"][20:] = 1
         made.rows["weight"][entry["tensor"]]["nans"][20:] = 1
     finding = only(made, "learning_rate_too_high")
-    assert "exploding_gradients (step 8)" in str(finding.evidence["led_to"])
-    assert "nonfinite" in str(finding.evidence["led_to"])
+    assert finding.evidence["led_to"] == "exploding_gradients, nonfinite"
+    assert "it led to exploding gradients (step 8), nonfinite (step 20)" in finding.summary
 
 
 def tiny_steps() -> Made:
