@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class Scene:
     """What a plot is drawn from: the run, the screen, the values of its controls."""
 
-    library: Library
+    runs: Library
     name: str
     run: Run
     style: Style

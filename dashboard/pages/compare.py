@@ -61,7 +61,7 @@ def draw(scene: Scene) -> Figure:
     """One scalar of both runs."""
     other, name = scene.text("with"), scene.text("scalar", "train_loss")
     try:
-        second = scene.library.run(other)
+        second = scene.runs.run(other)
     except RunError as error:
         return message(str(error), scene.style)
     curves = {scene.name: scene.run.scalars(name), other: second.scalars(name)}

@@ -153,7 +153,7 @@ def grid(library: Library, run: Run, blocks: bool) -> Grid:
 
 def draw(scene: Scene) -> Figure:
     """The drift map with bars at one step."""
-    whole = grid(scene.library, scene.run, scene.text("group") == "block")
+    whole = grid(scene.runs, scene.run, scene.text("group") == "block")
     if whole.empty:
         return message(NOTHING, scene.style)
     found, wrong = matching(whole.names, scene.text("filter"))

@@ -140,7 +140,7 @@ def draw(scene: Scene) -> Figure:
     """The heat map for the chosen quantity, filter, order, colours and zoom."""
     name = scene.text("metric", "gradient_norm")
     metric = METRICS.get(name, METRICS["gradient_norm"])
-    whole = grid(scene.library, scene.run, name if name in METRICS else "gradient_norm")
+    whole = grid(scene.runs, scene.run, name if name in METRICS else "gradient_norm")
     if whole.empty:
         return message(
             f"This run holds no {metric.kind} rows, so there is no {metric.title} to show.", scene.style

@@ -91,7 +91,7 @@ def draw(scene: Scene) -> Figure:
     train, val = run.scalars("train_loss"), run.scalars("val_loss")
     if train.empty and val.empty:
         return message("Neither train_loss nor val_loss was logged in this run.", scene.style)
-    growth = scene.library.memo(run, "growth", lambda: weight_growth(run))
+    growth = scene.runs.memo(run, "growth", lambda: weight_growth(run))
     steps = step_range(scene.text("range"))
     weight = fraction(scene.values["smoothing"])
     return overfitting(train, val, growth, scene.style, weight, scene.text("scale") == "log", steps)

@@ -139,7 +139,7 @@ def draw_loss(scene: Scene) -> Figure:
     train, val = run.scalars("train_loss"), run.scalars("val_loss")
     if train.empty and val.empty:
         return message(NO_LOSS, scene.style)
-    judged = scene.library.judgement(scene.name, wait=1.0)
+    judged = scene.runs.judgement(scene.name, wait=1.0)
     return loss(
         train,
         val,
