@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -121,7 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    _check_port(options.port)
+    if not options.no_serve:  # better now than after the trainings
+        _check_port(options.port)
     from .demo import run_demo
 
     folders = run_demo(options.dir)
@@ -148,16 +150,23 @@ def _dashboard(options: argparse.Namespace) -> int:
             f"expected a folder of runs, but {options.dir} does not exist: "
             "check the path, or train with watch(...)"
         )
-    _check_port(options.port)
+    _check_port(options.port, options.host)
     from .dashboard import serve
 
     serve(options.dir, host=options.host, port=options.port)
     return 0
 
 
-def _check_port(port: int) -> None:
+def _check_port(port: int, host: str = "127.0.0.1") -> None:
     if not 0 <= port <= 65535:
         raise ValueError(f"expected a port from 0 to 65535, got {port}")
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"expected a free port, but {host}:{port} cannot be used ({reason}): choose another --port"
+        ) from None
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -184,14 +184,18 @@ def test_every_mistake_is_one_line_and_exit_code_2(
     assert "Traceback" not in err
 
 
-def test_a_port_in_use(call: Callable[..., Result], runs: Path) -> None:
+@pytest.mark.parametrize("command", ["dashboard", "demo"])
+def test_a_port_in_use(call: Callable[..., Result], runs: Path, tmp_path: Path, command: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, out, err = call("dashboard", runs, "--port", taken.getsockname()[1])
+        port = taken.getsockname()[1]
+        folder = [runs] if command == "dashboard" else ["--dir", tmp_path / "demo"]
+        code, out, err = call(command, *folder, "--port", port)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert str(taken) not in err
-    assert "port" in err.lower() or "address" in err.lower()
+    assert f"127.0.0.1:{port} cannot be used" in err
+    assert "choose another --port" in err
+    assert not (tmp_path / "demo").exists()  # it says so before it trains
 
 
 def test_a_damaged_part_is_named_and_the_rest_judged(call: Callable[..., Result], tmp_path: Path) -> None:
