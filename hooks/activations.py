@@ -42,10 +42,6 @@ class ActivationTap:
         self._found: dict[str, Summary] = {}
         self.seconds = 0.0
 
-    @property
-    def armed(self) -> bool:
-        return bool(self._handles)
-
     def arm(self) -> None:
         """Start to record."""
         if not self._handles:

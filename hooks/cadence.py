@@ -20,7 +20,7 @@ class Cadence:
 
     With "auto" the next capture waits until the captures' cost, averaged over the steps up to it, is within
     the budget: interval = cost of a capture / (budget x time of a step), both as running means that forget
-        (factor 0.3 per capture).
+    (factor 0.3 per capture).
     """
 
     def __init__(self, every: Every, budget: float) -> None:

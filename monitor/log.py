@@ -11,6 +11,7 @@ at which a row is missing or double, and nothing but names has to agree.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -67,12 +68,6 @@ def spans(folder: Path, suffix: str) -> dict[Span, Path]:
     return {s: found[s] for s in sorted(found) if not any(o != s and o.covers(s) for o in found)}
 
 
-def uncovered_wals(run: Path, table: str) -> dict[Span, Path]:
-    """Write-ahead files whose rows of `table` are in no part yet."""
-    parts = spans(run / table, ".parquet")
-    return {s: p for s, p in spans(run / "wal", ".wal").items() if not any(o.covers(s) for o in parts)}
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write whole, then rename: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -105,7 +100,6 @@ class LogWriter:
         ]
         self._sequence = max(taken, default=0)
         self._thread: threading.Thread | None = None
-        self.rows_bytes = 0  # appended to `stats`: the measure for thinning the values
         write_json(path / "run.json", self.info)
         self._open_segment()
 
@@ -138,7 +132,7 @@ class LogWriter:
 
     def stats(self, batch: pa.RecordBatch) -> None:
         """Append rows of `schema.STATS`: on disk (page cache) when this returns."""
-        self.rows_bytes += self._wal.append_batch("stats", batch)
+        self._wal.append_batch("stats", batch)
         self._rotate_if_due()
 
     def values(self, rows: Sequence[tuple[int, float, str, str, Iterable[float]]]) -> int:
@@ -173,14 +167,11 @@ class LogWriter:
 
     def _compact_closed(self, before: int) -> None:
         """In the background: write-ahead files before this number become Parquet, or stay as they are."""
-        try:
+        # A failure here loses nothing: `close` tries again, and what fails then is reported.
+        with contextlib.suppress(OSError, pa.ArrowException):
             for span in list(spans(self.path / "wal", ".wal")):
                 if span.writer == self.writer and span.last < before:
                     compact_wal(self.path, span)
-        except (OSError, pa.ArrowException) as error:
-            self.failure = error
-
-    failure: Exception | None = None
 
     def close(self) -> None:
         """Turn everything into Parquet and mark the run as closed. Safe to call twice."""

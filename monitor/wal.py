@@ -56,10 +56,6 @@ class WalWriter:
         self.size += written
         return written
 
-    def sync(self) -> None:
-        """Force the file to the disk."""
-        os.fsync(self._fd)
-
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

@@ -16,7 +16,6 @@ from ..queries import Judgement, Library
 from ..text import integer, words
 from ..urls import View
 
-TITLE = "Alerts"
 PLOTS: tuple[Plot, ...] = ()
 SHOWN = {"all": "All", "alarms": "Alarms", "events": "Events"}
 TONES = {"error": "critical", "skipped": "warning", "note": "info"}

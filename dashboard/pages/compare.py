@@ -16,7 +16,6 @@ from ..queries import Library
 from ..text import integer, number
 from ..urls import View, fraction, step_range
 
-TITLE = "Compare"
 FIRST = ("train_loss", "val_loss")
 
 

@@ -18,12 +18,10 @@ from ..plots import Plot, Scene
 from ..queries import Library
 from ..urls import View, step_range
 
-TITLE = "Drift"
 NOTHING = (
     "No drift was captured: the run has no reference (watch(..., reference=None)), or no step was taken yet. "
     'Use reference="start", a state_dict or a checkpoint path.'
 )
-STILL = ("frozen", "no_optimizer", "lr_zero")
 
 
 def layout(view: View, library: Library, style: Style) -> list[Any]:

@@ -19,8 +19,6 @@ from ..plots import Plot, Scene
 from ..queries import Library
 from ..urls import View, step_range
 
-TITLE = "Gradient flow"
-
 
 @dataclass(frozen=True)
 class Metric:

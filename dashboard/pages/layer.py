@@ -18,7 +18,6 @@ from ..queries import Judgement, Library
 from ..text import integer, number
 from ..urls import View, step_range
 
-TITLE = "Layer"
 KINDS = {"weight": "Weight", "gradient": "Gradient", "update": "Update", "activation": "Output"}
 MAX_STEPS = 200
 #: The cards below the histograms: name, title, how to read it, height in pixels.

@@ -17,7 +17,6 @@ from ..queries import Library
 from ..text import integer, number
 from ..urls import View, fraction, step_range
 
-TITLE = "Overfitting"
 HOW = "watcher.log(val_loss=validate(model))   # whenever you validate; it attaches to the current step"
 
 

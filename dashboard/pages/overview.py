@@ -17,7 +17,6 @@ from ..queries import Judgement, Library
 from ..text import duration, integer, number, share
 from ..urls import View, fraction, step_range
 
-TITLE = "Overview"
 NO_LOSS = "No train_loss was logged. Call watcher.log(train_loss=loss) in the training loop to see it here."
 
 

@@ -18,7 +18,6 @@ from ..queries import Library
 from ..text import age, integer, number, words
 from ..urls import View, href
 
-TITLE = "Runs"
 PLOTS: tuple[Plot, ...] = ()
 RANK = {"critical": 3, "warning": 2, "checking": 1, "unknown": 1, "healthy": 0}
 

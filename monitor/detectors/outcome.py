@@ -28,7 +28,6 @@ class Outcome:
     points: int
     initial: float  # median of the first three losses
     best: float  # least smoothed loss
-    best_step: int
     end: float  # median of the last tenth
     noise: float  # robust standard deviation of the loss around its smoothed course
     trivial: float  # log(classes) when the loss looks like a cross-entropy over the output's units, else NaN
@@ -78,13 +77,12 @@ def _outcome(history: History) -> Outcome:
     n = len(series.value)
     if n < 3:
         nan = math.nan
-        return Outcome(n, nan, nan, -1, nan, nan, nan, False, False, None, broken_step)
+        return Outcome(n, nan, nan, nan, nan, nan, False, False, None, broken_step)
     course = smooth(series)
     initial = float(np.median(series.value[:3]))
     end = float(np.median(series.value[-max(3, n // 10) :]))
     noise = 1.4826 * float(np.median(np.abs(series.value - course)))
-    lowest = int(np.argmin(course))
-    best = min(float(course[lowest]), initial)
+    best = min(float(course.min()), initial)
     trivial = trivial_loss(history, (float(series.value[0]), initial), end)
     enough = n >= LEAST_POINTS and int(series.step[-1] - series.step[0]) >= LEAST_STEPS
     diverged_step = _diverged(series.step, course, initial, best, noise) if n >= LEAST_POINTS else None
@@ -92,7 +90,6 @@ def _outcome(history: History) -> Outcome:
         points=n,
         initial=initial,
         best=best,
-        best_step=int(series.step[lowest]),
         end=end,
         noise=noise,
         trivial=trivial,
