@@ -16,8 +16,9 @@ from .environment import describe_optimizers
 from .reference import Reference, match
 from .rows import Rows
 from .scalars import PendingScalars
+from .settings import Settings
 from .statistics import Array, parts_of, summarise_gradient, summarise_tensor, summarise_update
-from .tensors import WatchedTensor, learning_rates, ready, state_of
+from .tensors import WatchedTensor, leaf_modules, learning_rates, ready, state_of
 from .values import Values
 
 #: Matrices whose rows are output units: which of them receive gradient tells dead units without activations.
@@ -30,12 +31,11 @@ class Capture:
     """Collects the rows of a step from the optimizers' hooks and writes them."""
 
     def __init__(
-        self, log: LogWriter, tensors: list[WatchedTensor], modules: list[tuple[str, nn.Module]],
-        state: Mapping[str, Tensor] | None, from_start: bool, updates: bool, guard: Guard,
+        self, log: LogWriter, models: Sequence[nn.Module], tensors: list[WatchedTensor],
+        settings: Settings, guard: Guard,
     ) -> None:  # fmt: skip
-        self._log, self._tensors, self._updates = log, tensors, updates
-        self._state, self._from_start = state, from_start
-        self.tap = ActivationTap(modules, guard)
+        self._log, self._tensors, self._settings = log, tensors, settings
+        self.tap = ActivationTap(list(leaf_modules(models)) if settings.activations else [], guard)
         self._values = Values(log, tensors)
         self._reference = Reference()
         self._rows = Rows()
@@ -56,10 +56,10 @@ class Capture:
         self._log.update_info(optimizers=describe_optimizers(optimizers), tensors=entries)
         now = time.time()
         tensors = ready(self._tensors)
-        if self._from_start:
+        if self._settings.from_start:
             for tensor in tensors:
                 self._reference.put(tensor.name, tensor.parameter)
-        elif self._state is not None:
+        elif self._settings.reference is not None:
             self._take_reference(step, tensors)
         if initial:
             for tensor in tensors:
@@ -68,8 +68,7 @@ class Capture:
             self._values.store(step, now, "initial_weight", always=True)
 
     def _take_reference(self, step: int, tensors: list[WatchedTensor]) -> None:
-        matched, missing = match(tensors, self._state or {})
-        self._state = None
+        matched, missing = match(tensors, self._settings.reference or {})
         for name, tensor in matched.items():
             self._reference.put(name, tensor)
         if missing:
@@ -116,7 +115,7 @@ class Capture:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Copy the weights that this optimizer is about to change."""
-        if not self._updates:
+        if not self._settings.updates:
             return
         start = time.perf_counter()
         for tensor in self._of(optimizer):

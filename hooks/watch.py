@@ -17,6 +17,7 @@ from ..monitor import LogWriter, Run, RunError
 from .cadence import Cadence, Every
 from .environment import describe_environment, describe_optimizers
 from .reference import Source, load_state
+from .settings import Anchors, Settings
 from .tensors import WatchedTensor, is_opaque, is_sharded, leaf_modules, watched_tensors
 from .watcher import Watcher
 
@@ -45,6 +46,9 @@ def watch(
     resume: bool = False,
     keep: str = "full",
     drift_limit: float | None = None,
+    reference_memory: int | None = None,
+    anchors: Anchors = None,
+    step_norms: bool = False,
 ) -> Watcher:
     """Attach to a training and log it to a run folder.
 
@@ -67,6 +71,12 @@ def watch(
         keep: "full": every capture is kept.
         drift_limit: a relative L2 distance from the reference that must not be passed; the detectors alarm
             beyond it.
+        reference_memory: bytes that the copy of the reference may take. None: tensors up to 65,536 elements
+            in full precision, larger ones in bfloat16. With a budget: as exact as fits, down to sketches;
+            run.json states the form and the error of each tensor.
+        anchors: steps (up to 64), or N for every N-th, at which a linear sketch of every tensor is stored, so
+            that drift between any two of them, or between two runs, can be measured later.
+        step_norms: log the gradient norm of every tensor at every step (one more pass over the gradients).
 
     Returns:
         A `Watcher`: log scalars with `log`, end with `close` (or use it as a context manager; it is closed at
@@ -90,7 +100,14 @@ def watch(
         )
     tensors = _select(watched_tensors(models), include, exclude)
     _check_parameters(models, tensors, optimizers)
-    state = load_state(reference) if reference is not None and reference != "start" else None
+    settings = Settings(
+        activations=activations,
+        updates=updates,
+        reference=None if reference is None else {} if reference == "start" else load_state(reference),
+        reference_memory=reference_memory,
+        anchors=anchors,
+        step_norms=step_norms,
+    )
     path = Path(run) if run is not None else _new_run()
     if "://" in str(run):
         raise RunError(
@@ -118,9 +135,7 @@ def watch(
     if first_step and log is not None and reference == "start":
         text = f"resumed at step {first_step}: drift from there on is measured from the weights at that step"
         log.update_info(notes=[*info["notes"], text])
-    return Watcher(
-        log, path, tensors, modules, optimizers, cadence, state, reference, updates, on_finding, first_step
-    )
+    return Watcher(log, path, models, tensors, optimizers, cadence, settings, on_finding, first_step)
 
 
 def _models(model: Models) -> list[nn.Module]:

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ from ..monitor import LogWriter, Run
 from . import gradients, scaler
 from .cadence import Cadence
 from .capture import Capture
-from .reference import Source
 from .scalars import PendingScalars, number
 from .scaler import still_scaled
+from .settings import Settings
 from .statistics import warm_up
 from .tensors import WatchedTensor
 
@@ -40,10 +40,9 @@ class Watcher:
     """A training under watch; made by `watch`. `run` is its folder, `step` the optimizer step, from 0."""
 
     def __init__(
-        self, log: LogWriter | None, run: Path, tensors: list[WatchedTensor],
-        modules: list[tuple[str, nn.Module]],
-        optimizers: list[Optimizer], cadence: Cadence, state: Mapping[str, Tensor] | None, reference: Source,
-        updates: bool, on_finding: Callable[[Finding], None] | None, first_step: int,
+        self, log: LogWriter | None, run: Path, models: list[nn.Module], tensors: list[WatchedTensor],
+        optimizers: list[Optimizer], cadence: Cadence, settings: Settings,
+        on_finding: Callable[[Finding], None] | None, first_step: int,
     ) -> None:  # fmt: skip
         self.run, self.step = run, first_step
         self._first_step = first_step
@@ -69,7 +68,7 @@ class Watcher:
             return
         warm_up()
         self._scalars = PendingScalars(log)
-        self._capture = Capture(log, tensors, modules, state, reference == "start", updates, self._guard)
+        self._capture = Capture(log, models, tensors, settings, self._guard)
         self._attach()
         log.event(self.step, "restart" if first_step else "start", f"process {os.getpid()}")
         atexit.register(self.close)
