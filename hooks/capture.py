@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class Capture:
         self._log, self._tensors, self._settings = log, tensors, settings
         self.tap = ActivationTap(list(leaf_modules(models)) if settings.activations else [], guard)
         self._values = Values(log, tensors)
+        self.without_optimizer = False  # states are judged as if every tensor were in one
         self._reference = Reference()
         self._rows = Rows()
         self._before: dict[str, Array] = {}
@@ -78,9 +80,13 @@ class Capture:
             self._log.event(step, "note", text)
             self._log.update_info(notes=[*self._log.info["notes"], text])
 
-    def _of(self, optimizer: Optimizer) -> list[WatchedTensor]:
+    def _of(self, optimizer: Optimizer | None) -> list[WatchedTensor]:
+        """The tensors of an optimizer that are not collected yet; of None, all."""
+        waiting = [t for t in ready(self._tensors) if t.name not in self._done]
+        if optimizer is None:
+            return waiting
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return [t for t in ready(self._tensors) if id(t.parameter) in owned and t.name not in self._done]
+        return [t for t in waiting if id(t.parameter) in owned]
 
     def loss_scale(self, step: int, scale: Tensor, scalars: PendingScalars) -> None:
         """Log the loss scale; on an accelerator with captured steps only, as reading it costs a copy."""
@@ -103,18 +109,35 @@ class Capture:
 
         `scales`: id of each parameter whose gradient still carries the loss scale -> that scale, divided out.
         """
-        start = time.perf_counter()
         wanted = {id(g) for g in gradients}
-        for tensor in ready(self._tensors):
+        self._before_change([t for t in ready(self._tensors) if id(t.parameter.grad) in wanted], scales)
+
+    def _before_change(self, tensors: Sequence[WatchedTensor], scales: Mapping[int, float]) -> None:
+        start = time.perf_counter()
+        for tensor in tensors:
             gradient = tensor.parameter.grad
-            if gradient is not None and id(gradient) in wanted and tensor.name not in self._unclipped:
+            if gradient is not None and tensor.name not in self._unclipped:
                 scale = scales.get(id(tensor.parameter), 1.0)
                 true = gradient if scale == 1.0 else gradient / scale
                 self._unclipped[tensor.name] = summarise_gradient(true, rows=tensor.role in _ROW_ROLES)
         self._spent += time.perf_counter() - start
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Copy the weights that this optimizer is about to change."""
+    def take_gradients(self) -> None:
+        """Remember all gradients as they are now: a training without optimizer clears them when it likes."""
+        self._before_change(ready(self._tensors), {})
+
+    def step_norms(self, step: int) -> None:
+        """The gradient norm of every tensor, at a step that is not captured."""
+        now = time.time()
+        for tensor in ready(self._tensors):
+            if tensor.parameter.grad is not None:
+                found = summarise_gradient(tensor.parameter.grad, rows=False)
+                found = replace(found, buckets=found.buckets[:0], counts=found.counts[:0])
+                self._rows.add(step, now, tensor.name, "gradient_norm", found)
+        self._write()
+
+    def before_step(self, optimizer: Optimizer | None) -> None:
+        """Copy the weights that this optimizer (None: a training without one) is about to change."""
         if not self._settings.updates:
             return
         start = time.perf_counter()
@@ -125,11 +148,11 @@ class Capture:
                 self._before[tensor.name] = values if own else values.copy()
         self._spent += time.perf_counter() - start
 
-    def after_step(self, step: int, optimizer: Optimizer) -> None:
-        """Collect the rows of the tensors that this optimizer owns."""
+    def after_step(self, step: int, optimizer: Optimizer | None) -> None:
+        """Collect the rows of the tensors that this optimizer owns; of None, of all."""
         start = time.perf_counter()
         with torch.no_grad():
-            self._collect(step, self._of(optimizer), learning_rates([optimizer]))
+            self._collect(step, self._of(optimizer), learning_rates([optimizer] if optimizer else []))
         self._spent += time.perf_counter() - start
 
     def _collect(self, step: int, tensors: list[WatchedTensor], rates: dict[int, float]) -> None:
@@ -139,7 +162,7 @@ class Capture:
             gradient = parameter.grad
             found = self._gradient(tensor)
             zero = found is not None and found.zeros == found.count
-            state = self._states[name] = state_of(parameter, rates.get(id(parameter)), zero)
+            state = self._states[name] = self._state(tensor, rates, zero)
             if found is not None:
                 stage = "before_clip" if name in self._unclipped else "at_step"
                 self._rows.add(step, now, name, "gradient", found, stage=stage, state=state, skipped=skipped)
@@ -153,6 +176,10 @@ class Capture:
             if name in self._reference and (drift := self._reference.measure(name, parameter)) is not None:
                 self._rows.add(step, now, name, "drift", drift, state=state, skipped=skipped)
             self._done.add(name)
+
+    def _state(self, tensor: WatchedTensor, rates: Mapping[int, float], zero: bool) -> str:
+        rate = rates.get(id(tensor.parameter), 1.0 if self.without_optimizer else None)
+        return state_of(tensor.parameter, rate, zero)
 
     def _gradient(self, tensor: WatchedTensor) -> Summary | None:
         gradient = tensor.parameter.grad
@@ -231,7 +258,7 @@ class Capture:
             rates = learning_rates(optimizers)
             with torch.no_grad():
                 for tensor in ready(self._tensors):
-                    state = state_of(tensor.parameter, rates.get(id(tensor.parameter)), False)
+                    state = self._state(tensor, rates, False)
                     if state in ("unused", "trainable"):  # gradients may be cleared by now
                         last = self._states.get(tensor.name)
                         state = last if last in ("unused", "zero_gradient") else "trainable"

@@ -8,7 +8,19 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 
 #: The kinds of rows in the `stats` table.
-KINDS = ("weight", "initial_weight", "gradient", "update", "activation", "drift")
+KINDS = (
+    "weight",
+    "initial_weight",
+    "gradient",
+    "gradient_norm",
+    "update",
+    "activation",
+    "drift",
+    "attention_entropy",
+    "attention_logit",
+    "second_moment",
+    "momentum",
+)
 
 #: Sufficient statistics of one tensor at one optimizer step. Everything here adds (min/max, and `active` by
 #: OR).
