@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,11 @@ from .summary import bucket_edges, quantiles
 
 #: Columns of `Run.stats` and the share of each quantile.
 QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.50, "p75": 0.75, "p95": 0.95, "p99": 0.99}
+#: Columns that only the histogram can tell: reading it is most of the work, so they cost when asked for.
+FROM_HISTOGRAM = {*QUANTILES, "underflow", "overflow"}
+#: A float16 rounds to zero up to 2^-25 (half of its smallest subnormal) and to infinity from 65,520 on. The
+#: buckets' edges that are met by these: everything below 2^-25, everything from 2^16 on.
+FP16_ZERO, FP16_INFINITE = 4 * (-25 + 127), 4 * (16 + 127)
 #: Relative error of a sum of squares of up to 2^40 doubles, generously.
 SUM_ROUNDING = 1e-9
 #: Above so many rows the compiled quantiles are worth the second that their compiler takes to load.
@@ -23,8 +29,9 @@ COMMON = [
 ]  # fmt: skip
 #: Extra columns by kind.
 EXTRA = {
-    "gradient": ["stage", "units", "active_units"],
-    "update": ["lost", "ratio", "along"],
+    "gradient": ["stage", "units", "active_units", "underflow", "overflow"],
+    "update": ["lost", "ratio", "along", "parallel", "perpendicular", "lost_share"],
+    "second_moment": ["rms_ratio", "below_epsilon"],
     "activation": ["samples", "units", "active_units"],
 }
 #: The columns of the `stats` table that `stats_frame` needs.
@@ -41,9 +48,10 @@ def columns_of(kind: str) -> list[str]:
 
 
 def needed(columns: Sequence[str]) -> list[str]:
-    """What these derived columns need of the `stats` table. Histograms, most of a log, only for quantiles."""
+    """What these derived columns need of the `stats` table. Histograms, most of a log, only when they must
+    tell."""
     spared = set()
-    if not set(QUANTILES) & set(columns):
+    if not FROM_HISTOGRAM & set(columns):
         spared |= {"buckets", "counts"}
     if "active_units" not in columns:
         spared.add("active")
@@ -54,8 +62,7 @@ def stats_frame(table: pa.Table, kind: str) -> pd.DataFrame:
     """Derived statistics, one row per row of `table` (columns `needed`), in the same order.
 
     mean, std, norm, rms and the quantiles cover the finite elements and are NaN when there is none. std
-    divides by n. norm is the L2 norm, rms is norm / sqrt(finite elements). ratio is |update| / |weight before
-    the step|, along the cosine between the two.
+    divides by n. norm is the L2 norm, rms is norm / sqrt(finite elements). `Run.stats` describes the rest.
     """
     raw = {name: _numbers(table, name) for name in table.column_names if _is_number(table, name)}
     finite = raw["count"] - raw["nans"] - raw["pos_infs"] - raw["neg_infs"]
@@ -85,19 +92,40 @@ def stats_frame(table: pa.Table, kind: str) -> pd.DataFrame:
                 "state": table["state"].to_pandas(),
             }
         )
-        if kind == "update":
-            before = np.sqrt(raw["ref_sum_sq"])
-            frame["lost"] = raw["lost"]
-            frame["ratio"] = norm / before
-            frame["along"] = raw["dot"] / (norm * before)
-        if kind in ("gradient", "activation"):
-            frame["units"] = raw["units"]
-            frame["active_units"] = _active_units(table) if "active" in table.column_names else np.nan
-        if kind == "gradient":
-            frame["stage"] = table["stage"].to_pandas()
-        if kind == "activation":
-            frame["samples"] = raw["samples"]
+        for name, column in _of_kind(table, raw, kind).items():
+            frame[name] = column
     return frame[columns_of(kind)]
+
+
+def _of_kind(table: pa.Table, raw: dict[str, NDArray], kind: str) -> dict[str, Any]:
+    """The columns in `EXTRA`; to be called with numpy's warnings off."""
+    if kind == "update":
+        total, before = np.sqrt(raw["sum_sq"]), np.sqrt(raw["ref_sum_sq"])
+        pooled = np.sqrt(np.maximum(raw["captures"], 1))
+        parallel = raw["dot"] / before
+        return {
+            "lost": raw["lost"],
+            "lost_share": raw["lost"] / raw["count"],
+            "ratio": total / before,
+            "along": parallel / total,
+            "parallel": parallel / pooled,
+            "perpendicular": np.sqrt(np.maximum(raw["sum_sq"] - parallel**2, 0.0)) / pooled,
+        }
+    if kind == "second_moment":
+        return {
+            "rms_ratio": np.sqrt(raw["dot"] / raw["count"]),
+            "below_epsilon": raw["lost"] / raw["count"],
+        }
+    found: dict[str, Any] = {}
+    if kind in ("gradient", "activation"):
+        found["units"] = raw["units"]
+        found["active_units"] = _active_units(table) if "active" in table.column_names else np.nan
+    if kind == "activation":
+        found["samples"] = raw["samples"]
+    if kind == "gradient":
+        found["stage"] = table["stage"].to_pandas()
+        found["underflow"], found["overflow"] = _beyond_fp16(table, raw)
+    return found
 
 
 def drift_frame(table: pa.Table) -> pd.DataFrame:
@@ -133,12 +161,7 @@ def histogram_rows(table: pa.Table) -> tuple[NDArray, NDArray, NDArray]:
 
     Sorted by row, then bucket.
     """
-    rows = table.num_rows
-    lists = table["buckets"].combine_chunks()
-    lengths = np.diff(lists.offsets.to_numpy()) if rows else np.empty(0, np.int64)
-    row = np.repeat(np.arange(rows), lengths)
-    bucket = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-    count = table["counts"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    row, bucket, count = _sparse(table)
     small = (_numbers(table, "zeros") + _numbers(table, "subnormals")).astype(np.int64)
     where = np.flatnonzero(small)
     row = np.concatenate([row, where])
@@ -146,6 +169,16 @@ def histogram_rows(table: pa.Table) -> tuple[NDArray, NDArray, NDArray]:
     count = np.concatenate([count, small[where]])
     order = np.lexsort((bucket, row))
     return row[order], bucket[order], count[order]
+
+
+def _sparse(table: pa.Table) -> tuple[NDArray, NDArray, NDArray]:
+    """The stored entries of all histograms: row index, bucket number, count."""
+    rows = table.num_rows
+    lists = table["buckets"].combine_chunks()
+    lengths = np.diff(lists.offsets.to_numpy()) if rows else np.empty(0, np.int64)
+    bucket = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    count = table["counts"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.repeat(np.arange(rows), lengths), bucket, count
 
 
 def histogram_frame(table: pa.Table) -> pd.DataFrame:
@@ -181,6 +214,17 @@ def unpack_active(packed: bytes, units: int) -> NDArray[np.bool_]:
 def _active_units(table: pa.Table) -> NDArray:
     bits = table["active"].to_pylist()
     return np.array([np.nan if b is None else int.from_bytes(b, "big").bit_count() for b in bits], np.float64)
+
+
+def _beyond_fp16(table: pa.Table, raw: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
+    """Shares of the elements that a conversion to float16 would make zero, and infinite."""
+    rows = table.num_rows
+    if "buckets" not in table.column_names:
+        return np.full(rows, np.nan), np.full(rows, np.nan)
+    row, bucket, count = _sparse(table)
+    small = np.bincount(row, count * (np.abs(bucket) < FP16_ZERO), rows) + raw["subnormals"]
+    large = np.bincount(row, count * (np.abs(bucket) >= FP16_INFINITE), rows)
+    return small / raw["count"], (large + raw["pos_infs"] + raw["neg_infs"]) / raw["count"]
 
 
 def _quantiles(table: pa.Table, raw: dict[str, NDArray]) -> dict[str, NDArray]:

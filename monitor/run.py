@@ -176,10 +176,17 @@ class Run:
 
         Returns:
             step, time, tensor, count, mean, std, norm, rms, min, max, p01 .. p99, zeros, subnormals, nans,
-            infs, skipped, state; gradient: stage, units, active_units; update: lost, ratio, along;
-            activation: samples,
-            units, active_units. Quantiles come from the histogram: exact to its bucket, a factor of at most
-            1.25.
+            infs, skipped, state. Quantiles come from the histogram: exact to its bucket, a factor of at most
+            1.25. And by kind:
+            gradient: stage, units, active_units; underflow and overflow, the shares of the elements that a
+            conversion to float16 would make zero (0 < |x| < 2^-25) and infinite (|x| >= 2^16), exact but for
+            elements on the last step before these edges.
+            update: lost (elements), lost_share; ratio = |update| / |weight before the step|; along, the
+            cosine between the two, and with it the update's part along the weight, `parallel` (signed: decay
+            is negative), and the length of the rest, `perpendicular`.
+            activation: samples, units, active_units.
+            second_moment: rms_ratio = sqrt(mean g^2 / v), the size of the gradient against what the optimizer
+            divides it by; below_epsilon, the share of the elements with sqrt(v) < eps.
         """
         wanted = list(columns or columns_of(kind))
         if unknown := set(wanted) - set(columns_of(kind)):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..derive import QUANTILES, columns_of
+from ..derive import FROM_HISTOGRAM, columns_of
 from ..findings import Finding, Number, Severity
 
 Floats = NDArray[np.float64]
@@ -183,14 +183,14 @@ class History:
     # ---- captured steps
 
     @_kept
-    def frame(self, kind: str, quantile: str | None = None) -> pd.DataFrame:
+    def frame(self, kind: str, column: str | None = None) -> pd.DataFrame:
         """`Run.stats(kind)`, or `Run.drift()`.
 
-        Of the quantiles only the one asked for: histograms are slow to read.
+        Of what histograms tell only the `column` asked for: they are slow to read.
         """
         if kind == "drift":
             return self.source.drift()
-        columns = [c for c in columns_of(kind) if c not in QUANTILES or c == quantile]
+        columns = [c for c in columns_of(kind) if c not in FROM_HISTOGRAM or c == column]
         return self.source.stats(kind, None, columns)
 
     @functools.cached_property
@@ -212,7 +212,7 @@ class History:
     @_kept
     def table(self, kind: str, column: str, names: tuple[str, ...]) -> Floats:
         """A column of statistics as (captures, len(names)) float64."""
-        frame = self.frame(kind, column) if column in QUANTILES else self.frame(kind)
+        frame = self.frame(kind, column) if column in FROM_HISTOGRAM else self.frame(kind)
         out = np.full((self.captures, len(names)), np.nan)
         if column not in frame or frame.empty or not names:
             return out

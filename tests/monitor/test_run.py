@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from made_logs import PERIOD, START, TENSORS, info, make_run, row, stats_batch, values_at, write_step
 
 from layerwatch.monitor import LogWriter, Run, RunError, Summary, derive, merge, summarise
@@ -29,8 +31,9 @@ COMMON = [
 COLUMNS = {
     "weight": COMMON,
     "initial_weight": COMMON,
-    "gradient": [*COMMON, "stage", "units", "active_units"],
-    "update": [*COMMON, "lost", "ratio", "along"],
+    "gradient": [*COMMON, "stage", "units", "active_units", "underflow", "overflow"],
+    "update": [*COMMON, "lost", "ratio", "along", "parallel", "perpendicular", "lost_share"],
+    "second_moment": [*COMMON, "rms_ratio", "below_epsilon"],
     "activation": [*COMMON, "samples", "units", "active_units"],
     "no such kind": COMMON,
 }
@@ -157,7 +160,73 @@ def test_update_ratio_and_direction(tmp_path: Path) -> None:
     )
     assert line["ratio"] == pytest.approx(np.linalg.norm(d) / 5)
     assert line["along"] == pytest.approx(before @ d / (5 * np.linalg.norm(d)))
-    assert line["lost"] == 1
+    assert (line["lost"], line["lost_share"]) == (1, 1 / 3)
+    unit = before / 5
+    assert line["parallel"] == pytest.approx(d @ unit)
+    assert line["perpendicular"] == pytest.approx(np.linalg.norm(d - (d @ unit) * unit))
+
+
+def test_an_update_is_split_into_decay_and_the_rest(tmp_path: Path) -> None:
+    """Pooled rows give the root mean square over their captures, as the norm does."""
+    rng = np.random.default_rng(0)
+    before = rng.standard_normal((2, 50))
+    pure = -0.01 * before[0]
+    turned = rng.standard_normal(50)
+    turned -= before[1] * (turned @ before[1]) / (before[1] @ before[1])
+    d = [pure, turned - 0.02 * before[1]]
+    pairs = [{"dot": float(b @ x), "ref_sum_sq": float(b @ b)} for b, x in zip(before, d, strict=True)]
+    rows = [row(i, "0.weight", "update", summarise(x), **pairs[i]) for i, x in enumerate(d)]
+    whole = merge([dataclasses.replace(summarise(x), **pairs[i]) for i, x in enumerate(d)], captures=True)
+    frame = run_of(tmp_path / "a", [*rows, row(2, "0.weight", "update", whole)]).stats("update")
+    lengths = np.linalg.norm(before, axis=1)
+    assert frame["parallel"][:2].tolist() == pytest.approx([-0.01 * lengths[0], -0.02 * lengths[1]])
+    assert frame["perpendicular"][:2].tolist() == pytest.approx([0, np.linalg.norm(turned)], abs=1e-7)
+    sizes = frame["parallel"] ** 2 + frame["perpendicular"] ** 2
+    assert np.allclose(sizes, frame["norm"] ** 2, rtol=1e-12)
+    assert frame["ratio"][2] == pytest.approx(math.sqrt(sum(x @ x for x in d) / np.sum(lengths**2)))
+
+
+def test_an_unmoved_tensor_has_an_update_of_nothing(tmp_path: Path) -> None:
+    pair = {"dot": 0.0, "ref_sum_sq": 4.0, "lost": 0}
+    line = run_of(tmp_path / "a", [row(0, "0.weight", "update", summarise(np.zeros(2)), **pair)])
+    line = line.stats("update").iloc[0]
+    assert (line["ratio"], line["parallel"], line["perpendicular"]) == (0, 0, 0)
+    assert math.isnan(line["along"])
+
+
+def test_what_float16_would_lose_is_counted_as_torch_converts_it(tmp_path: Path) -> None:
+    """Against the conversion itself, element by element; the two steps that buckets cannot cut are named."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(200_000) * 2.0 ** rng.uniform(-40, 25, 200_000)).astype(np.float32)
+    edges = np.array([2.0**-25, 2.0**-24, 65504.0, 65519.9, 65536.0, 2.0**-126, 1e-40, 0.0], np.float32)
+    x = np.concatenate([x, edges, np.nextafter(edges, np.float32(0)), -edges, [np.inf, -np.inf, np.nan]])
+    half = torch.from_numpy(x.astype(np.float32)).half().numpy()
+    tie, last_step = np.abs(x) == 2.0**-25, (np.abs(x) >= 65520) & (np.abs(x) < 65536)
+    lost = (half == 0) & (x != 0) & ~tie
+    beyond = np.isinf(half) & ~last_step
+    run = run_of(tmp_path / "a", [row(0, "0.weight", "gradient", summarise(x))])
+    line = run.stats("gradient", columns=["underflow", "overflow"]).iloc[0]
+    assert line["underflow"] == lost.sum() / x.size
+    assert line["overflow"] == beyond.sum() / x.size
+    assert 1000 < lost.sum() < beyond.sum() + 100_000
+    assert (half[tie] == 0).all()  # so both shares are never too large, and miss nothing but these
+    assert np.isinf(half[last_step]).all()
+
+
+def test_histograms_are_read_only_when_they_must_tell() -> None:
+    assert not {"buckets", "counts"} & set(derive.needed(["step", "norm", "lost_share", "parallel"]))
+    for column in ("p50", "underflow", "overflow"):
+        assert {"buckets", "counts"} <= set(derive.needed(["step", column]))
+
+
+def test_second_moments_are_read_against_gradient_and_epsilon(tmp_path: Path) -> None:
+    v, g, eps = np.array([1e-4, 4e-4, 1e-20]), np.array([0.01, 0.04, 1e-9]), 1e-8
+    sums = {"dot": float(np.sum(g**2 / np.maximum(v, eps**2))), "lost": 1}
+    run = run_of(tmp_path / "a", [row(0, "0.weight", "second_moment", summarise(v), **sums)])
+    line = run.stats("second_moment").iloc[0]
+    assert line["rms_ratio"] == pytest.approx(np.sqrt(np.mean([1.0, 4.0, 1e-18 / 1e-16])))
+    assert line["below_epsilon"] == 1 / 3
+    assert line["mean"] == pytest.approx(v.mean())
 
 
 def test_an_update_of_a_zero_weight_has_no_ratio(tmp_path: Path) -> None:
