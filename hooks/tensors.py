@@ -1,15 +1,25 @@
-"""Which tensors a model has: canonical names, roles, aliases, and the state each is in."""
+"""Which tensors a model has: canonical names, roles, aliases, and the state each is in.
+
+A watched tensor is a registered parameter, and no other thing. Of a weight that is computed from others its
+sources are watched, under the names that `named_parameters` gives them:
+`parametrizations.weight.original` (spectral_norm, orthogonal and other parametrizations),
+`parametrizations.weight.original0` and `.original1` (weight_norm's magnitude and direction), `weight_orig`,
+`weight_g` and `weight_v` (the old torch.nn.utils functions of these names). Buffers are not watched.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+
+Patterns = str | Sequence[str] | None
 
 #: Prefixes that wrappers (DDP, compile, FSDP, checkpointing) put into names.
 _WRAPPERS = re.compile(
@@ -62,6 +72,108 @@ def model_names(models: Sequence[nn.Module]) -> list[str]:
     return [f"{k}." if kinds.count(k) == 1 else f"{k}{kinds[:i].count(k)}." for i, k in enumerate(kinds)]
 
 
+class Tensors(Sequence[WatchedTensor]):
+    """The models' parameters that `include` and `exclude` choose, each once, in order of definition.
+
+    `refresh` follows what happens to the models later. A name keeps its `WatchedTensor` and its role for as
+    long as it exists: the parameter behind it may be replaced.
+
+    Args:
+        models: modules; their parts may change, the list may not.
+        include, exclude: regular expressions on names; a tensor is watched when any of `include` (all when
+            None) and none of `exclude` is found in it.
+
+    Raises:
+        ValueError: a pattern is no regular expression, or the patterns leave no tensor to watch.
+    """
+
+    def __init__(
+        self, models: Sequence[nn.Module], include: Patterns = None, exclude: Patterns = None
+    ) -> None:
+        self._models = models
+        self._include = None if include is None else _compiled(include)
+        self._exclude = _compiled(exclude or ())
+        self._all: dict[str, WatchedTensor] = {}
+        self._scan()
+        if self._all and not self._chosen:
+            names = ", ".join(list(self._all)[:3])
+            raise ValueError(
+                f"include={include!r}, exclude={exclude!r} leave no tensor to watch: names are like {names}"
+            )
+
+    @overload
+    def __getitem__(self, index: int) -> WatchedTensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[WatchedTensor]: ...
+    def __getitem__(self, index: int | slice) -> WatchedTensor | list[WatchedTensor]:
+        return self._chosen[index]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __iter__(self) -> Iterator[WatchedTensor]:
+        return iter(self._chosen)
+
+    def refresh(self) -> bool:
+        """Follow the models; True when modules or parameters came, went, were replaced or materialised.
+
+        A parameter whose `data` changes, as `model.to()` and `load_state_dict` usually do, is the same one.
+        """
+        # As cheap as Python allows, as this runs at every capture. Torch's registration hooks would cost
+        # everybody who builds modules, and do not see what is written into `_parameters` and `_modules`.
+        if (
+            sum(map(len, self._tables)) == self._entries
+            and list(chain.from_iterable(self._children)) == self._known_children
+            and not [key for table, key, parameter in self._known if table.get(key) is not parameter]
+            and all(isinstance(p, UninitializedParameter) for p in self._lazy)
+        ):
+            return False
+        self._scan()
+        return True
+
+    def _scan(self) -> None:
+        found = watched_tensors(self._models)
+        for i, tensor in enumerate(found):
+            known = self._all.get(tensor.name)
+            if known is not None:
+                if known.role == "output" and tensor.role == "matrix":
+                    tensor.role = "output"  # though it may not be the last any more
+                vars(known).update(vars(tensor))
+                found[i] = known
+        if found and all(t.role != "output" for t in found):
+            new = [t for t in found if t.name not in self._all and t.role == "matrix"]
+            for tensor in new[-1:]:
+                tensor.role = "output"
+        self._all = {t.name: t for t in found}
+        self._chosen = [
+            t
+            for t in found
+            if (self._include is None or any(p.search(t.name) for p in self._include))
+            and not any(p.search(t.name) for p in self._exclude)
+        ]
+        self._remember()
+
+    def _remember(self) -> None:
+        """What `refresh` compares with: the dictionaries of all modules, and what is in them now."""
+        modules = dict.fromkeys(m for model in self._models for m in model.modules())
+        modules = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]  # those cannot change
+        self._tables = [t for m in modules for t in (m._parameters, m._modules)]
+        self._entries = sum(map(len, self._tables))
+        self._children = [m._modules.values() for m in modules if m._modules]
+        self._known_children = list(chain.from_iterable(self._children))
+        self._known = [(m._parameters, key, p) for m in modules for key, p in m._parameters.items()]
+        self._lazy = [p for _, _, p in self._known if isinstance(p, UninitializedParameter)]
+
+
+def _compiled(patterns: str | Sequence[str]) -> list[re.Pattern[str]]:
+    try:
+        return [re.compile(p) for p in ([patterns] if isinstance(patterns, str) else patterns)]
+    except re.error as error:
+        raise ValueError(
+            f"expected regular expressions as include and exclude, got {patterns!r}: {error}"
+        ) from None
+
+
 def watched_tensors(models: Sequence[nn.Module]) -> list[WatchedTensor]:
     """Every parameter once, in order of definition; a tied parameter carries all its names."""
     found: dict[int, WatchedTensor] = {}
@@ -81,11 +193,7 @@ def watched_tensors(models: Sequence[nn.Module]) -> list[WatchedTensor]:
             module = prefix + canonical(owner + ".").removesuffix(".") if owner else prefix.removesuffix(".")
             kind = type(modules.get(owner)).__name__
             found[id(parameter)] = WatchedTensor(name, parameter, role, module, kind, [name])
-    tensors = list(found.values())
-    matrices = [t for t in tensors if t.role == "matrix"]
-    if matrices:
-        matrices[-1].role = "output"
-    return tensors
+    return list(found.values())
 
 
 def role_of(name: str, parameter: Tensor, module: nn.Module | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from .cadence import Cadence, Every
 from .environment import describe_environment, describe_optimizers
 from .reference import Source, load_state
 from .settings import Anchors, Settings
-from .tensors import WatchedTensor, is_opaque, is_sharded, leaf_modules, watched_tensors
+from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, is_sharded, leaf_modules
 from .watcher import Watcher
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 Models = nn.Module | Sequence[nn.Module]
 Optimizers = Optimizer | Sequence[Optimizer] | None
-Patterns = str | Sequence[str] | None
 
 
 def watch(
@@ -98,7 +96,7 @@ def watch(
         raise TypeError(
             f"expected config as a mapping, got {type(config).__name__}: of a Namespace pass vars(...)"
         )
-    tensors = _select(watched_tensors(models), include, exclude)
+    tensors = Tensors(models, include, exclude)
     _check_parameters(models, tensors, optimizers)
     settings = Settings(
         activations=activations,
@@ -135,7 +133,7 @@ def watch(
     if first_step and log is not None and reference == "start":
         text = f"resumed at step {first_step}: drift from there on is measured from the weights at that step"
         log.update_info(notes=[*info["notes"], text])
-    return Watcher(log, path, models, tensors, optimizers, cadence, settings, on_finding, first_step)
+    return Watcher(log, path, models, list(tensors), optimizers, cadence, settings, on_finding, first_step)
 
 
 def _models(model: Models) -> list[nn.Module]:
@@ -160,29 +158,8 @@ def _optimizers(optimizer: Optimizers) -> list[Optimizer]:
     return optimizers
 
 
-def _select(tensors: list[WatchedTensor], include: Patterns, exclude: Patterns) -> list[WatchedTensor]:
-    def matches(patterns: Patterns, name: str) -> bool:
-        several = [patterns] if isinstance(patterns, str) else list(patterns or ())
-        try:
-            return any(re.search(p, name) for p in several)
-        except re.error as error:
-            raise ValueError(
-                f"expected regular expressions as include and exclude, got {patterns!r}: {error}"
-            ) from None
-
-    chosen = [
-        t for t in tensors if (include is None or matches(include, t.name)) and not matches(exclude, t.name)
-    ]
-    if tensors and not chosen:
-        names = ", ".join(t.name for t in tensors[:3])
-        raise ValueError(
-            f"include={include!r}, exclude={exclude!r} leave no tensor to watch: names are like {names}"
-        )
-    return chosen
-
-
 def _check_parameters(
-    models: list[nn.Module], tensors: list[WatchedTensor], optimizers: list[Optimizer]
+    models: list[nn.Module], tensors: Sequence[WatchedTensor], optimizers: list[Optimizer]
 ) -> None:
     names = ", ".join(type(m).__name__ for m in models)
     if not any(p.requires_grad for m in models for p in m.parameters()):
@@ -200,7 +177,7 @@ def _check_parameters(
             )
 
 
-def _notes(models: list[nn.Module], tensors: list[WatchedTensor], activations: bool) -> list[str]:
+def _notes(models: list[nn.Module], tensors: Sequence[WatchedTensor], activations: bool) -> list[str]:
     notes = []
     if activations and any(is_opaque(m) for model in models for m in model.modules()):
         notes.append("activations inside compiled or scripted modules cannot be seen and are not captured")
