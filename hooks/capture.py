@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..monitor import LogWriter, Summary
 from .activations import ActivationTap
 from .environment import describe_optimizers
-from .reference import Reference, match
+from .reference import Reference
 from .rows import Rows
 from .scalars import PendingScalars
 from .settings import Settings
@@ -39,7 +39,7 @@ class Capture:
         self.tap = ActivationTap(list(leaf_modules(models)) if settings.activations else [], guard)
         self._values = Values(log, tensors)
         self.without_optimizer = False  # states are judged as if every tensor were in one
-        self._reference = Reference()
+        self._reference = settings.reference or Reference()
         self._rows = Rows()
         self._before: dict[str, Array] = {}
         self._unclipped: dict[str, Summary] = {}
@@ -58,25 +58,20 @@ class Capture:
         self._log.update_info(optimizers=describe_optimizers(optimizers), tensors=entries)
         now = time.time()
         tensors = ready(self._tensors)
-        if self._settings.from_start:
-            for tensor in tensors:
-                self._reference.put(tensor.name, tensor.parameter)
-        elif self._settings.reference is not None:
-            self._take_reference(step, tensors)
+        if self._settings.reference is not None:
+            self._reference.take(tensors)
+            self._log.update_info(references=self._reference.describe())
+            self._say(step, self._reference.notes())
         if initial:
             for tensor in tensors:
                 self._rows.add(step, now, tensor.name, "initial_weight", summarise_tensor(tensor.parameter))
             self._write()
             self._values.store(step, now, "initial_weight", always=True)
+            if self._settings.anchors is not None:
+                self._log.values(self._settings.anchors.rows(step, now, tensors, "initial_sketch"))
 
-    def _take_reference(self, step: int, tensors: list[WatchedTensor]) -> None:
-        matched, missing = match(tensors, self._settings.reference or {})
-        for name, tensor in matched.items():
-            self._reference.put(name, tensor)
-        if missing:
-            some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-            share = f"{len(missing)} of {len(tensors)} tensors"
-            text = f"{share} have no counterpart of their shape in the reference: {some}"
+    def _say(self, step: int, notes: Sequence[str]) -> None:
+        for text in notes:
             self._log.event(step, "note", text)
             self._log.update_info(notes=[*self._log.info["notes"], text])
 
@@ -235,6 +230,9 @@ class Capture:
         self._values.captured(len(self._rows))
         self._write()
         self._values.store(step, now, always=first)
+        if self._settings.anchors is not None and self._settings.anchors.wants(step):
+            self._log.values(self._settings.anchors.rows(step, now, ready(self._tensors)))
+        self._say(step, self._reference.notes())
         cost = self._spent + self.tap.seconds + time.perf_counter() - start
         self._reset(step)
         return cost

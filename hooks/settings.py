@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-Anchors = int | Sequence[int] | None
+from .reference import Reference
+from .sketch import AnchorSketches
 
 
 @dataclass(frozen=True)
 class Settings:
-    """See `watch` for the meaning of each.
-
-    `reference` is a loaded state ({} when drift is measured from the start, None when it is not measured).
-    """
+    """See `watch` for the meaning of each. `reference` is None when drift is not measured."""
 
     activations: bool = True
     updates: bool = True
-    reference: Mapping[str, Tensor] | None = None
-    reference_memory: int | None = None
-    anchors: Anchors = None
+    reference: Reference | None = None
+    anchors: AnchorSketches | None = None
     step_norms: bool = False
-
-    @property
-    def from_start(self) -> bool:
-        """Drift is measured from the weights before the first step."""
-        return self.reference is not None and not self.reference

@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 
 from ..monitor import LogWriter, Run, RunError
 from .cadence import Cadence, Every
+from .checkpoint import Source, load_state
 from .environment import describe_environment, describe_optimizers
-from .reference import Source, load_state
-from .settings import Anchors, Settings
+from .reference import Reference
+from .settings import Settings
+from .sketch import AnchorSketches
 from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, is_sharded, leaf_modules
 from .watcher import Watcher
 
@@ -45,7 +47,7 @@ def watch(
     keep: str = "full",
     drift_limit: float | None = None,
     reference_memory: int | None = None,
-    anchors: Anchors = None,
+    anchors: int | Sequence[int] | None = None,
     step_norms: bool = False,
 ) -> Watcher:
     """Attach to a training and log it to a run folder.
@@ -71,9 +73,9 @@ def watch(
             beyond it.
         reference_memory: bytes that the copy of the reference may take. None: tensors up to 65,536 elements
             in full precision, larger ones in bfloat16. With a budget: as exact as fits, down to sketches;
-            run.json states the form and the error of each tensor.
-        anchors: steps (up to 64), or N for every N-th, at which a linear sketch of every tensor is stored, so
-            that drift between any two of them, or between two runs, can be measured later.
+            run.json states the form and the error of each tensor. Files are mapped, and take none.
+        anchors: steps (up to 64), or N for every N-th (until there are 64), at which a linear sketch of every
+            tensor is stored: `Run.drift_between` measures the drift between any two of them, or two runs.
         step_norms: log the gradient norm of every tensor at every step (one more pass over the gradients).
 
     Returns:
@@ -101,9 +103,8 @@ def watch(
     settings = Settings(
         activations=activations,
         updates=updates,
-        reference=None if reference is None else {} if reference == "start" else load_state(reference),
-        reference_memory=reference_memory,
-        anchors=anchors,
+        reference=_reference(reference, reference_memory),
+        anchors=None if anchors is None else AnchorSketches(anchors),
         step_norms=step_norms,
     )
     path = Path(run) if run is not None else _new_run()
@@ -185,6 +186,12 @@ def _notes(models: list[nn.Module], tensors: Sequence[WatchedTensor], activation
     if sharded:
         notes.append(f"{len(sharded)} sharded tensors are not captured: {', '.join(sharded[:3])} ...")
     return notes
+
+
+def _reference(source: Source, memory: int | None) -> Reference | None:
+    if source is None:
+        return None
+    return Reference(None if isinstance(source, str) and source == "start" else load_state(source), memory)
 
 
 def _describe(reference: Source) -> str | None:

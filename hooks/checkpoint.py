@@ -1,0 +1,144 @@
+"""The state that drift is measured from: a state_dict or a checkpoint, matched to the model's tensors."""
+
+from __future__ import annotations
+
+import os
+import weakref
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tensors import WatchedTensor, canonical
+
+Source = str | Path | Mapping[str, Any] | None
+
+
+class MappedFile:
+    """An open file whose bytes tensors are mapped from.
+
+    A training may write its own checkpoint over the one it started from. Replacing the file does no harm, as
+    the old one stays mapped; writing into it changes the tensors, and reading behind its new end kills the
+    process. So `unchanged` is asked before each use: a system call, no reading.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._seen = self._look()
+
+    def _look(self) -> tuple[int, int]:
+        found = os.fstat(self._descriptor)
+        return found.st_size, found.st_mtime_ns
+
+    def unchanged(self) -> bool:
+        return self._look() == self._seen
+
+
+@dataclass(frozen=True)
+class State:
+    """Tensors by canonical name, and the file that they are mapped from, if they are."""
+
+    tensors: Mapping[str, Tensor]
+    file: MappedFile | None = None
+
+
+def load_state(source: Source) -> State:
+    """A reference as tensors by name.
+
+    Args:
+        source: a state_dict, or the path of a .safetensors, .pt, .pth or .bin file (read with
+            weights_only=True). Below "state_dict", "model_state_dict" or "model" is looked into as well.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: the file does not exist, is of another type or damaged, or holds no tensors.
+    """
+    if not isinstance(source, str | Path | Mapping):
+        raise TypeError(
+            f'expected reference="start", None, a state_dict or a path, got {type(source).__name__}'
+        )
+    state, file = (source, None) if isinstance(source, Mapping) else _read_checkpoint(Path(source))
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    named = state.items() if isinstance(state, Mapping) else ()
+    tensors = {canonical(k): v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise ValueError(
+            "expected a reference that maps names to tensors, got none: pass model.state_dict() or its file"
+        )
+    return State(tensors, file)
+
+
+def _read_checkpoint(path: Path) -> tuple[Any, MappedFile | None]:
+    if not path.is_file():
+        raise ValueError(
+            f'expected reference="start", None, a state_dict or a checkpoint file, got {str(path)!r}: '
+            "no such file"
+        )
+    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+        raise ValueError(f"expected a .safetensors, .pt or .bin checkpoint as reference, got {path.name!r}")
+    try:
+        file = MappedFile(path)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path), file
+        # Only checkpoints of the zip format, the usual one since torch 1.6, can be mapped.
+        mapped = zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return state, file if mapped else None
+    except Exception as error:  # every kind of damage has its own type of error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"expected a checkpoint that holds tensors only, but {path} cannot be read ({reason:.120}): "
+            "save model.state_dict()"
+        ) from None
+
+
+def match(
+    tensors: Sequence[WatchedTensor], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The reference tensor of each watched one, by any of its names, else by the longest common ending of
+    names.
+
+    Returns:
+        matched (watched name -> reference tensor) and the watched names that have none of the same shape.
+    """
+    endings: dict[str, list[str]] = {}
+    for name in state:
+        parts = name.split(".")
+        for start in range(len(parts)):
+            endings.setdefault(".".join(parts[start:]), []).append(name)
+    matched, missing = {}, []
+    for tensor in tensors:
+        name = next((n for n in tensor.names if n in state), None) or _by_ending(tensor, state, endings)
+        if name is not None and state[name].shape == tensor.parameter.shape:
+            matched[tensor.name] = state[name]
+        else:
+            missing.append(tensor.name)
+    return matched, missing
+
+
+def _by_ending(
+    tensor: WatchedTensor, state: Mapping[str, Tensor], endings: dict[str, list[str]]
+) -> str | None:
+    """`0.auto_model.encoder.x` is `encoder.x` of a bare checkpoint, and the other way round; only when it is
+    the only one."""
+    for own in tensor.names:
+        parts = own.split(".")
+        for start in range(1, len(parts)):
+            ending = ".".join(parts[start:])
+            if "." in ending and ending in state:
+                return ending
+        longer = endings.get(own, [])
+        if len(longer) == 1:
+            return longer[0]
+    return None
