@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +15,7 @@ import pyarrow.parquet as pq
 
 from .errors import RunError
 from .log import Span, spans
-from .schema import TABLES
+from .schema import SCHEMA_VERSION, TABLES
 from .wal import WalReader
 
 
@@ -64,7 +67,7 @@ class LogReader:
         self,
         name: str,
         columns: Sequence[str] | None = None,
-        where: Mapping[str, Sequence[str]] | None = None,
+        where: Mapping[str, Sequence[Any]] | None = None,
     ) -> pa.Table:
         """Rows of one table.
 
@@ -79,7 +82,7 @@ class LogReader:
                 self.refresh()
         raise RunError(f"the files of {self.run} keep changing: is something deleting them?")
 
-    def _read(self, name: str, columns: list[str], where: Mapping[str, Sequence[str]]) -> pa.Table:
+    def _read(self, name: str, columns: list[str], where: Mapping[str, Sequence[Any]]) -> pa.Table:
         schema = TABLES[name]
         clauses = [(column, "in", list(allowed)) for column, allowed in where.items()]
         with self._lock:
@@ -114,3 +117,41 @@ class LogReader:
         except (OSError, ValueError, pa.ArrowException) as error:
             self.problems[path.name] = f"unreadable and skipped: {error}".splitlines()[0]
             return None
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """run.json; a `RunError` says what is wrong with it, or with the folder."""
+    if not path.exists():
+        raise RunError(
+            f"expected a run folder, but {path} does not exist: "
+            "check the path, or list runs with `layerwatch runs`"
+        )
+    if not (path / "run.json").is_file():
+        raise RunError(
+            f"expected a run folder with a run.json, but {path} has none: "
+            "give the folder passed to watch(run=...)"
+        )
+    try:
+        info = json.loads((path / "run.json").read_text())
+        version = int(info["schema_version"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise RunError(
+            f"{path / 'run.json'} is damaged ({error}): restore it from a copy to read this run"
+        ) from None
+    if version > SCHEMA_VERSION:
+        raise RunError(
+            f"{path} has log format {version}, this layerwatch reads up to {SCHEMA_VERSION}: "
+            "upgrade layerwatch"
+        )
+    return info
+
+
+def alive(pid: Any) -> bool:
+    """Does a process of this number run on this machine?"""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True

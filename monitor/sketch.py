@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from .kernels import _compiled
@@ -96,3 +98,35 @@ def relative_error(counters: int) -> float:
     (0.022, 0.011)
     """
     return math.sqrt(2 / counters)
+
+
+def between(a: pd.DataFrame, b: pd.DataFrame, sizes: Mapping[str, int]) -> pd.DataFrame:
+    """Distances of the tensors that two anchors hold in one size.
+
+    Args:
+        a, b: tensor, values (a sketch, or the tensor itself up to `COUNTERS` elements), norm.
+        sizes: tensor -> elements; of complex ones twice as many. Their order is that of the result.
+
+    Returns:
+        See `Run.drift_between`. The cosine follows from the distance and the exact norms.
+    """
+    both = a.merge(b, on="tensor", suffixes=("_a", "_b"))
+    same = [len(x) == len(y) for x, y in zip(both["values_a"], both["values_b"], strict=True)]
+    both = both[np.array(same, bool) & both["tensor"].isin(list(sizes))]
+    both = both.set_index("tensor").reindex([t for t in sizes if t in set(both["tensor"])]).reset_index()
+    pairs = zip(both["values_a"], both["values_b"], strict=True)
+    distance = np.array([np.linalg.norm(np.subtract(y, x)) for x, y in pairs], np.float64)
+    size_a, size_b = both["norm_a"].to_numpy(np.float64), both["norm_b"].to_numpy(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = (size_a**2 + size_b**2 - distance**2) / (2 * size_a * size_b)
+        relative = np.where(size_a > 0, distance / size_a, np.nan)
+    exact = np.array([sizes[t] <= COUNTERS for t in both["tensor"]], bool)
+    return pd.DataFrame(
+        {
+            "tensor": both["tensor"],
+            "relative_l2": relative,
+            "distance": distance,
+            "cosine": np.clip(cosine, -1.0, 1.0),
+            "error": np.where(exact, 0.0, relative_error(COUNTERS)),
+        }
+    )
