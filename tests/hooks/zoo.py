@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 Optimizer = torch.optim.Optimizer
@@ -76,6 +77,60 @@ class LoRA(nn.Module):
         return self.base(x) + self.lora_B(self.lora_A(x))
 
 
+class Quantised(nn.Module):
+    """Stored in eight bits, frozen, with a trained scale: only counted."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.packed = nn.Parameter((torch.randn(8, 8) * 20).clamp(-100, 100).to(dtype), requires_grad=False)
+        self.scale = nn.Parameter(torch.tensor(0.05))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x @ self.packed.float() * self.scale)
+
+
+class Views(nn.Module):
+    """Parameters whose memory is not in order: transposed, with gaps, and one value for all (frozen)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turned = nn.Parameter(torch.randn(6, 8).t())
+        self.gaps = nn.Parameter(torch.randn(6, 12)[:, ::3])
+        self.shared = nn.Parameter(torch.randn(1, 4).expand(16, 4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.turned @ self.gaps + self.shared
+
+
+class Small(nn.Module):
+    """A scalar, one element, and none at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scalar = nn.Parameter(torch.tensor(2.0))
+        self.one = nn.Parameter(torch.ones(1))
+        self.none = nn.Parameter(torch.empty(0, 8))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x * self.scalar + self.one) + (x @ self.none.t()).sum()
+
+
+class Tied(nn.Module):
+    """The embedding is the output layer as well: two gradients add up in one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.body = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.embed(x)))
+
+
 def _vector(g: torch.Generator) -> Tensor:
     return torch.randn(16, 8, generator=g)
 
@@ -115,6 +170,12 @@ def _around(first: nn.Module) -> nn.Module:
     return nn.Sequential(first, nn.ReLU(), nn.Linear(4, 2))
 
 
+def _old(normalise: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return _around(normalise(nn.Linear(8, 4)))
+
+
 def _checkpointed() -> nn.Module:
     body = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     return Net(
@@ -143,6 +204,7 @@ ZOO = {
     "sparse embedding": Entry(_sparse_embedding, _tokens, lambda p: torch.optim.SparseAdam(p, 1e-2)),
     "embedding bag": Entry(_embedding_bag, _tokens, lambda p: torch.optim.SGD(p, 0.1)),
     "complex": Entry(Complex, _vector),
+    "complex128": Entry(lambda: Complex().double(), lambda g: _vector(g).double()),
     "float64": Entry(lambda: _mlp(dtype=torch.float64), lambda g: _vector(g).double()),
     "bfloat16": Entry(lambda: _mlp(dtype=torch.bfloat16), lambda g: _vector(g).bfloat16()),
     "float16": Entry(lambda: _mlp(dtype=torch.float16), lambda g: _vector(g).half(), _sgd),
@@ -150,6 +212,14 @@ ZOO = {
     "lazy": Entry(lambda: nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(2)), _vector, _sgd),
     "spectral norm": Entry(lambda: _around(parametrizations.spectral_norm(nn.Linear(8, 4))), _vector),
     "weight norm": Entry(lambda: _around(parametrizations.weight_norm(nn.Linear(8, 4))), _vector),
+    "old spectral norm": Entry(lambda: _old(spectral_norm), _vector),
+    "old weight norm": Entry(lambda: _old(weight_norm), _vector),
+    "orthogonal": Entry(lambda: _around(parametrizations.orthogonal(nn.Linear(8, 4))), _vector),
+    "tied": Entry(Tied, _tokens),
+    "views": Entry(Views, _vector),
+    "small": Entry(Small, _vector),
+    "int8": Entry(lambda: Quantised(torch.int8), _vector),
+    "float8": Entry(lambda: Quantised(torch.float8_e4m3fn), _vector),
     "lora": Entry(LoRA, _vector),
     "checkpointed": Entry(_checkpointed, _vector),
 }
