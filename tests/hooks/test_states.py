@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from trainings import batch, column, loss_of, mlp, train, watched_training
+from trainings import batch, column, loss_of, mlp, train, watched_training, weights_of
 
 from layerwatch import Run, watch
 
@@ -88,6 +88,114 @@ def test_a_layer_that_is_unfrozen_later(tmp_path: Path) -> None:
     assert sorted(column(run, "update", "norm", "0.weight")) == [2, 3, 4]
     assert run.tensors().set_index("tensor").loc["0.weight", "state"] == "trainable"
     assert column(run, "update", "ratio", "0.weight")[3] > 0
+
+
+def stages(depth: int = 4) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*[nn.Linear(8, 8) for _ in range(depth)])
+
+
+def test_gradual_unfreezing_is_followed(tmp_path: Path) -> None:
+    """One more layer every second step, from the last to the first, in a group of its own; then all again."""
+    model = stages()
+    model.requires_grad_(False)
+    optimizer = torch.optim.SGD(model[3].requires_grad_(True).parameters(), 0.1, momentum=0.9)
+    moved: dict[int, set[str]] = {}
+    before = weights_of(model)
+
+    def after_step(step: int) -> None:
+        nonlocal before
+        now = weights_of(model)
+        moved[step] = {name for name in now if not torch.equal(now[name], before[name])}
+        before = now
+        if step % 2 == 1 and step < 6:
+            layer = model[2 - step // 2].requires_grad_(True)
+            optimizer.add_param_group({"params": list(layer.parameters()), "lr": 0.1 / step})
+        if step == 7:
+            optimizer.zero_grad()
+            model[3].requires_grad_(False)
+
+    run = watched_training(tmp_path / "run", model, optimizer, 10, after_step=after_step)
+    states = {i: column(run, "weight", "state", f"{i}.weight") for i in range(4)}
+    assert [step for step in range(10) if states[0][step] == "trainable"] == [6, 7, 8, 9]
+    assert [step for step in range(10) if states[1][step] == "trainable"] == [4, 5, 6, 7, 8, 9]
+    assert [step for step in range(10) if states[2][step] == "trainable"] == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert [step for step in range(10) if states[3][step] == "trainable"] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert {state for of_one in states.values() for state in of_one.values()} == {"trainable", "frozen"}
+    updates = run.stats("update")
+    for step in range(10):
+        assert set(updates.loc[updates["step"] == step, "tensor"]) == moved[step]
+    table = run.tensors().set_index("tensor")["state"]
+    assert table.to_dict() == {
+        f"{i}.{leaf}": "frozen" if i == 3 else "trainable" for i in range(4) for leaf in ("weight", "bias")
+    }
+
+
+def test_a_layer_that_is_used_at_times(tmp_path: Path) -> None:
+    """As with stochastic depth, where gradients are cleared to None."""
+    model = SixStates()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, run=tmp_path / "run", every=1):
+        for step in range(6):
+            optimizer.zero_grad()
+            used = model.unused(batch(step)) if step % 3 == 1 else 0.0
+            loss_of(model(batch(step)) + used).backward()
+            optimizer.step()
+    run = Run(tmp_path / "run")
+    expected = ["unused", "trainable", "unused"] * 2
+    assert list(column(run, "weight", "state", "unused.weight").values()) == expected
+    assert sorted(column(run, "gradient", "norm", "unused.weight")) == [1, 4]
+    assert [v > 0 for v in column(run, "update", "norm", "unused.weight").values()] == [
+        s == "trainable" for s in expected
+    ]
+
+
+def test_a_learning_rate_that_comes_from_zero_and_goes_there(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    rates = [0.0, 0.1, 0.1, 0.0]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[min(step, 3)])
+    run = watched_training(tmp_path / "run", model, optimizer, 4, after_step=lambda _: schedule.step())
+    states = column(run, "weight", "state", "0.weight")
+    assert list(states.values()) == ["lr_zero", "trainable", "trainable", "lr_zero"]
+    assert [v > 0 for v in column(run, "update", "norm", "0.weight").values()] == [False, True, True, False]
+
+
+def test_a_rate_that_is_a_tensor(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), torch.tensor(0.0))
+
+    def warm(step: int) -> None:
+        optimizer.param_groups[0]["lr"].fill_(0.01 * step)
+
+    run = watched_training(tmp_path / "run", model, optimizer, 3, after_step=warm)
+    assert list(column(run, "weight", "state", "0.weight").values()) == ["lr_zero", "lr_zero", "trainable"]
+
+
+def test_a_gradient_that_is_zero_for_a_while(tmp_path: Path) -> None:
+    model = SixStates()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, run=tmp_path / "run", every=1):
+        for step in range(4):
+            optimizer.zero_grad()
+            loss_of(model(batch(step)) + step % 2 * model.zero_gradient(batch(step))).backward()
+            optimizer.step()
+    states = column(Run(tmp_path / "run"), "weight", "state", "zero_gradient.weight")
+    assert list(states.values()) == ["zero_gradient", "trainable"] * 2
+
+
+def test_a_group_that_is_taken_out_of_the_optimizer(tmp_path: Path) -> None:
+    model = stages(3)
+    optimizer = torch.optim.SGD([{"params": list(layer.parameters())} for layer in model], 0.1)
+
+    def change(step: int) -> None:
+        if step == 1:
+            del optimizer.param_groups[0]
+
+    run = watched_training(tmp_path / "run", model, optimizer, 4, after_step=change)
+    states = column(run, "weight", "state", "0.weight")
+    assert list(states.values()) == ["trainable", "trainable", "no_optimizer", "no_optimizer"]
+    assert list(column(run, "weight", "state", "1.weight").values()) == ["trainable"] * 4
 
 
 def test_zeroed_instead_of_cleared_gradients(tmp_path: Path) -> None:
