@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
+
+from .sketch import AnchorSketches
 
 Every = int | str
+
+#: Captured one after another after an accident or a new finding, as far as the budget allows.
+DENSE = 10
+#: "auto" may borrow the budget of so many steps for captures that matter, and pays it back afterwards.
+HORIZON = 300
+#: However much is owed, captures are not further apart than this many steps plus the usual interval.
+LONGEST_PAUSE = 1000
 
 
 class Cadence:
@@ -13,42 +23,64 @@ class Cadence:
 
     Args:
         every: N for every N-th step (0, N, 2 N, ...) or "auto".
-        budget: for "auto", the share of the training's time that captures may take, in (0, 1).
+        budget: for "auto", the share of the training's time that monitoring may take, in (0, 1).
+        anchors: steps that are captured in any case.
 
     Raises:
         ValueError: `every` or `budget` is out of range.
 
-    With "auto" the next capture waits until the captures' cost, averaged over the steps up to it, is within
-    the budget: interval = cost of a capture / (budget x time of a step), both as running means that forget
-    (factor 0.3 per capture).
+    "auto" keeps an account: each step earns budget x time of a step, all that monitoring does is debited, and
+    the next capture waits until its expected cost is covered. Two kinds of captures may overdraw it:
+
+    - early ones (at steps 0, 1, ..., 8, 10, 12, ..., each an eighth later than the one before), by what the
+      steps up to `HORIZON` will earn: from there on the budget holds;
+    - `DENSE` steps after an accident or a new finding, by what the next `HORIZON` steps earn.
+
+    The very first capture is not learned from: caches are cold, kernels are loaded, and it writes the initial
+    weights as well. It is paid off with half of what is earned, so that it cannot end the monitoring.
+    Costs and step times are running means that forget (factor 0.3 per capture).
+
+    With N, no budget applies: the step of an accident and the `DENSE` steps after it are captured too.
     """
 
-    def __init__(self, every: Every, budget: float) -> None:
+    def __init__(self, every: Every, budget: float, anchors: AnchorSketches | None = None) -> None:
         if every != "auto" and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
             raise ValueError(f'expected every="auto" or a whole number of steps from 1, got every={every!r}')
         if not isinstance(budget, int | float) or not 0.0 < budget < 1.0:
             raise ValueError(
                 f"expected a budget between 0 and 1 (a share of the training's time), got budget={budget!r}"
             )
-        self.every, self.budget = every, budget
-        self.interval = every if isinstance(every, int) else 1
-        self._next = 0
+        self.every, self.budget, self._anchors = every, budget, anchors
+        self.captures = 0
+        self._next = 0  # "auto": the next step to capture
+        self._dense_from = self._dense_until = -1
+        self._first: int | None = None
         self._started: float | None = None
         self._spent = 0.0
         self._entered: float | None = None
         self._mean_cost = self._mean_step = math.nan
+        self._owed = self._cold = 0.0
         self._last: tuple[int, float, float] | None = None  # step, clock, seconds spent until then
 
     def wants(self, step: int) -> bool:
         """Is this step captured?"""
-        if isinstance(self.every, int):
-            return step % self.every == 0
-        return step >= self._next
+        if self._anchors is not None and self._anchors.wants(step):
+            return True
+        if self.every == "auto":
+            return step >= self._next
+        return step % self.every == 0 or self._dense_from <= step <= self._dense_until  # type: ignore[operator]
+
+    def look_closer(self, step: int, *, now: bool) -> None:
+        """Capture the steps after this one densely; `now`: and this one, whatever it costs."""
+        self._dense_from, self._dense_until = step + (not now), step + DENSE
+        if self.every == "auto":
+            self._next = step if now else min(self._next, self._planned(step))
 
     def enter(self) -> None:
         """Monitoring begins to take time."""
         self._entered = time.perf_counter()
-        self._started = self._started or self._entered
+        if self._started is None:
+            self._started = self._entered
 
     def leave(self) -> None:
         """Monitoring gives the time back to the training."""
@@ -58,23 +90,49 @@ class Cadence:
         return self._spent + (now - self._entered if self._entered is not None else 0.0)
 
     def captured(self, step: int, cost: float) -> None:
-        """A capture was written: plan the next one."""
+        """A capture was written, in so many seconds: plan the next one."""
         now = time.perf_counter()
         used = self._used(now)
-        if self._last is not None and step > self._last[0]:
-            # The first one is not learned from: caches are cold, and it writes the initial weights as well.
+        self.captures += 1
+        if self._last is None:
+            self._first, self._cold = step, used
+        elif step > self._last[0]:
+            last, clock, before = self._last
             self._mean_cost = _running(self._mean_cost, cost)
-            before, clock, used_before = self._last
-            self._mean_step = _running(
-                self._mean_step, (now - clock - (used - used_before)) / (step - before)
-            )
+            taken = (now - clock - (used - before)) / (step - last)
+            # A pause (a validation, a notebook left alone) is not a step: what it earns is limited.
+            self._mean_step = _running(self._mean_step, min(taken, 4 * self._mean_step) or taken)
+            self._settle(step - last, used - before)
         self._last = (step, now, used)
         if self.every == "auto":
-            if not math.isnan(self._mean_step):
-                allowance = self.budget * max(self._mean_step, 1e-9)
-                self.interval = max(1, math.ceil(self._mean_cost / allowance))
-            in_debt = self.overhead > self.budget  # the first, dense captures are paid back at half speed
-            self._next = step + self.interval * (2 if in_debt else 1)
+            self._next = self._planned(step)
+
+    def _settle(self, steps: int, spent: float) -> None:
+        """Debit what was spent since the last capture, credit what the steps since then have earned."""
+        earned = self.budget * (steps * self._mean_step + spent)
+        towards_first = min(self._cold, earned / 2)
+        self._cold -= towards_first
+        most = self._earns * LONGEST_PAUSE
+        self._owed = min(max(self._owed + spent - (earned - towards_first), -self._mean_cost), most)
+
+    @property
+    def _earns(self) -> float:
+        """Seconds of monitoring that a step pays for."""
+        return self.budget * max(self._mean_step, 1e-9)
+
+    def _planned(self, step: int) -> int:
+        if math.isnan(self._mean_step):
+            return step + 1
+        rate = self._earns / 2 if self._cold > 0 else self._earns
+        need = self._owed + self._mean_cost
+        interval = math.ceil(need / rate)
+        since = step - (self._first or 0)
+        if since < HORIZON:
+            borrowed = self._earns * (HORIZON - since)
+            interval = min(interval, max(since // 8, math.ceil((need - borrowed) / rate)))
+        if self._dense_from - 1 <= step < self._dense_until:
+            interval = min(interval, math.ceil((need - self._earns * HORIZON) / rate))
+        return step + max(1, interval)
 
     @property
     def overhead(self) -> float:
@@ -83,6 +141,24 @@ class Cadence:
             return 0.0
         now = time.perf_counter()
         return self._used(now) / max(now - self._started, 1e-9)
+
+    @property
+    def interval(self) -> float | None:
+        """Mean number of steps between two captures so far; None before the second one."""
+        if self.captures < 2 or self._last is None or self._first is None:
+            return None
+        return (self._last[0] - self._first) / (self.captures - 1)
+
+    def describe(self) -> dict[str, Any]:
+        """What came of it, for run.json."""
+        return {"captures": self.captures, "mean_interval": self.interval, "overhead": self.overhead}
+
+    def words(self) -> str:
+        """The same, for the log."""
+        took = f"monitoring took {100 * self.overhead:.2g} % of the time"
+        if self.interval is None:
+            return took
+        return f"{took}; {self.captures} captures, one in {self.interval:.3g} steps"
 
 
 def _running(mean: float, value: float) -> float:

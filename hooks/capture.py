@@ -47,6 +47,7 @@ class Capture:
         self._rates: list[float] = []
         self._states: dict[str, str] = {}  # the latest of each tensor
         self._gradient_sq = self._clipped_sq = self._spent = 0.0
+        self.gradient_norm = 0.0  # of the last capture; not finite when a gradient was not
         self._last_captured: int | None = None
         self._skipped = -1
         self._loss_scale: float | None = None
@@ -99,13 +100,20 @@ class Capture:
             step, "skipped", "the loss scaler skipped this step: a scaled gradient was not finite"
         )
 
-    def before_clip(self, gradients: Sequence[Tensor], scales: Mapping[int, float]) -> None:
+    def before_clip(
+        self, gradients: Sequence[Tensor], scales: Mapping[int, float], *, anew: bool = False
+    ) -> None:
         """A clipping function is about to change these gradients: summarise those of ours as they are.
 
         `scales`: id of each parameter whose gradient still carries the loss scale -> that scale, divided out.
+        `anew`: backward ran since they were clipped last: what was seen then is no longer the gradient.
         """
         wanted = {id(g) for g in gradients}
-        self._before_change([t for t in ready(self._tensors) if id(t.parameter.grad) in wanted], scales)
+        tensors = [t for t in ready(self._tensors) if id(t.parameter.grad) in wanted]
+        if anew:
+            for tensor in tensors:
+                self._unclipped.pop(tensor.name, None)
+        self._before_change(tensors, scales)
 
     def _before_change(self, tensors: Sequence[WatchedTensor], scales: Mapping[int, float]) -> None:
         start = time.perf_counter()
@@ -119,7 +127,12 @@ class Capture:
 
     def take_gradients(self) -> None:
         """Remember all gradients as they are now: a training without optimizer clears them when it likes."""
+        self.forget_gradients()
         self._before_change(ready(self._tensors), {})
+
+    def forget_gradients(self) -> None:
+        """What was remembered of the gradients does not hold any more."""
+        self._unclipped.clear()
 
     def step_norms(self, step: int) -> None:
         """The gradient norm of every tensor, at a step that is not captured."""
@@ -150,18 +163,24 @@ class Capture:
             self._collect(step, self._of(optimizer), learning_rates([optimizer] if optimizer else []))
         self._spent += time.perf_counter() - start
 
-    def _collect(self, step: int, tensors: list[WatchedTensor], rates: dict[int, float]) -> None:
+    def _collect(
+        self, step: int, tensors: list[WatchedTensor], rates: dict[int, float], *, stepped: bool = True
+    ) -> None:
         now, skipped = time.time(), self._skipped == step
         for tensor in tensors:
             name, parameter = tensor.name, tensor.parameter
             gradient = parameter.grad
-            found = self._gradient(tensor)
+            found = self._gradient(tensor) if stepped else None
             zero = found is not None and found.zeros == found.count
-            state = self._states[name] = self._state(tensor, rates, zero)
+            state = self._state(tensor, rates, zero)
+            if not stepped and state in ("unused", "trainable"):  # its gradient was not used in this step
+                state = self._states.get(name, "trainable")
+            self._states[name] = state
             if found is not None:
                 stage = "before_clip" if name in self._unclipped else "at_step"
                 self._rows.add(step, now, name, "gradient", found, stage=stage, state=state, skipped=skipped)
-                self._add_to_norms(found, gradient if name in self._unclipped else None)
+                clipped = name in self._unclipped and not self.without_optimizer
+                self._add_to_norms(found, gradient if clipped else None)
             self._rows.add(
                 step, now, name, "weight", summarise_tensor(parameter), state=state, skipped=skipped
             )
@@ -178,10 +197,10 @@ class Capture:
 
     def _gradient(self, tensor: WatchedTensor) -> Summary | None:
         gradient = tensor.parameter.grad
-        if gradient is None:
+        if gradient is None and not self.without_optimizer:
             return None
-        if tensor.name in self._unclipped:
-            return self._unclipped[tensor.name]
+        if gradient is None or tensor.name in self._unclipped:
+            return self._unclipped.get(tensor.name)
         return summarise_gradient(gradient, rows=tensor.role in _ROW_ROLES)
 
     def _add_to_norms(self, found: Summary, clipped: Tensor | None) -> None:
@@ -201,12 +220,14 @@ class Capture:
             self._log.scalars(step, time.time(), dict(zip(names, now, strict=True)))
 
     def complete(
-        self, step: int, optimizers: Sequence[Optimizer], overhead: float, *, all_known: bool = True
-    ) -> float:
+        self, step: int, optimizers: Sequence[Optimizer], overhead: float, *, all_known: bool = True,
+        waiting: Sequence[Optimizer] = (),
+    ) -> float:  # fmt: skip
         """The step's last optimizer has stepped: add what no optimizer owns and the activations; write
         everything.
 
-        Unless `all_known`, trainable tensors without an optimizer wait: theirs may still step.
+        Tensors of the optimizers that are `waiting` are left to `complete_late`: those may still step. Unless
+        `all_known`, so are trainable tensors without an optimizer.
 
         Returns the seconds that this capture took.
         """
@@ -215,13 +236,16 @@ class Capture:
         others = [t for t in ready(self._tensors) if t.name not in self._done]
         if not all_known:
             others = [t for t in others if id(t.parameter) in rates or not t.parameter.requires_grad]
+        late = learning_rates(waiting)
+        others = [t for t in others if id(t.parameter) not in late]
         with torch.no_grad():
             self._collect(step, others, rates)
         now = time.time()
         for name, summary in self.tap.take().items():
             self._rows.add(step, now, name, "activation", summary)
-        scalars = {"grad_norm": math.sqrt(self._gradient_sq), "overhead": overhead}
-        if self._unclipped:
+        self.gradient_norm = math.sqrt(self._gradient_sq)
+        scalars = {"grad_norm": self.gradient_norm, "overhead": overhead}
+        if self._unclipped and not self.without_optimizer:
             scalars["clip_ratio"] = (
                 math.sqrt(self._clipped_sq / self._gradient_sq) if self._gradient_sq else 1.0
             )
@@ -234,19 +258,30 @@ class Capture:
             self._log.values(self._settings.anchors.rows(step, now, ready(self._tensors)))
         self._say(step, self._reference.notes())
         cost = self._spent + self.tap.seconds + time.perf_counter() - start
+        for name in self._done:
+            self._unclipped.pop(name, None)
         self._reset(step)
+        if all_known and not waiting:
+            self._forget_step()
         return cost
 
-    def complete_late(self, step: int) -> None:
-        """Write the rows of an optimizer that was found when its step was complete already."""
+    def complete_late(self, step: int, optimizers: Sequence[Optimizer]) -> None:
+        """The step is over, and was complete before: write what was left out. Which optimizers stepped after
+        all has been collected; the weights of the others did not change.
+        """
+        with torch.no_grad():
+            self._collect(step, self._of(None), learning_rates(optimizers), stepped=False)
         self._write()
         self._reset(step)
+        self._forget_step()
 
-    def _reset(self, step: int) -> None:
-        self._last_captured = step
+    def _forget_step(self) -> None:
         self._done.clear()
         self._unclipped.clear()
         self._before.clear()
+
+    def _reset(self, step: int) -> None:
+        self._last_captured = step
         self._gradient_sq = self._clipped_sq = self._spent = self.tap.seconds = 0.0
 
     def final(self, step: int, optimizers: Sequence[Optimizer]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import time
-from typing import Any
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,35 +40,66 @@ def number(name: str, value: Any) -> float | Tensor:
     )
 
 
-class PendingScalars:
-    """Writes scalars; copies from an accelerator are asynchronous and written once they have arrived."""
+def number_in(loss: Tensor | None) -> float | Tensor | None:
+    """The number in a loss: as it is on the host, detached on an accelerator; None when it holds none."""
+    if loss is None or type(loss) is not Tensor or loss.numel() != 1 or loss.is_complex() or loss.is_meta:
+        return None
+    return loss.item() if loss.is_cpu else loss.detach()
 
-    def __init__(self, log: LogWriter) -> None:
-        self._log = log
-        self._pending: list[tuple[int, float, str, Tensor, Any]] = []
 
-    def add(self, step: int, values: dict[str, float | Tensor]) -> None:
-        """Write what is on the host now, start to copy the rest."""
-        now = time.time()
-        ready = {name: float(v) for name, v in values.items() if not isinstance(v, Tensor)}
-        if ready:
-            self._log.scalars(step, now, ready)
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                host = torch.empty((), dtype=value.dtype, pin_memory=True)
-                host.copy_(value, non_blocking=True)
-                event = torch.Event(value.device)
-                event.record()
-                self._pending.append((step, now, name, host, event))
-        self.flush()
+Key = TypeVar("Key")
 
-    def flush(self, *, wait: bool = False) -> None:
-        """Write the copies that have arrived, in order; `wait` for all of them."""
+
+class Arrivals(Generic[Key]):
+    """Numbers on their way from an accelerator to the host, in order; nobody waits for them."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[Key, Tensor, Any]] = deque()
+
+    def send(self, key: Key, value: Tensor) -> None:
+        """Start to copy a tensor with one element."""
+        self._pending.append((key, *start_copy(value)))
+
+    def take(self, *, wait: bool = False) -> Iterator[tuple[Key, float]]:
+        """The copies that have arrived; `wait` for all of them."""
         while self._pending:
-            step, when, name, host, event = self._pending[0]
+            key, host, event = self._pending[0]
             if wait:
                 event.synchronize()
             elif not event.query():
                 return
-            del self._pending[0]
-            self._log.scalars(step, when, {name: float(host) if host.numel() else math.nan})
+            self._pending.popleft()
+            yield key, float(host)
+
+
+def start_copy(value: Tensor) -> tuple[Tensor, Any]:
+    """An asynchronous copy in pinned memory, and the event that tells when it is there."""
+    host = torch.empty((), dtype=value.dtype, pin_memory=True)
+    host.copy_(value.detach().reshape(()), non_blocking=True)
+    event = torch.Event(value.device)
+    event.record()
+    return host, event
+
+
+class PendingScalars:
+    """Writes scalars; those on an accelerator once their copies have arrived."""
+
+    def __init__(self, log: LogWriter) -> None:
+        self._log = log
+        self._arrivals: Arrivals[tuple[int, float, str]] = Arrivals()
+
+    def add(self, step: int, values: dict[str, float | Tensor]) -> None:
+        """Write what is on the host now, start to copy the rest."""
+        now = time.time()
+        ready = {name: v for name, v in values.items() if not isinstance(v, Tensor)}
+        if ready:
+            self._log.scalars(step, now, ready)
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                self._arrivals.send((step, now, name), value)
+        self.flush()
+
+    def flush(self, *, wait: bool = False) -> None:
+        """Write the copies that have arrived, in order; `wait` for all of them."""
+        for (step, when, name), value in self._arrivals.take(wait=wait):
+            self._log.scalars(step, when, {name: value})

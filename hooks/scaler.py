@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 
@@ -13,7 +15,7 @@ from torch.optim import Optimizer
 class ScalerListener(Protocol):
     """Told about every use of a GradScaler; its methods must not raise."""
 
-    def scaling(self, scaler: GradScaler) -> None:
+    def scaling(self, scaler: GradScaler, outputs: Any) -> None:
         """A loss is about to be scaled."""
         ...
 
@@ -24,6 +26,43 @@ class ScalerListener(Protocol):
     def scaler_stepped(self, scaler: GradScaler, optimizer: Optimizer) -> None:
         """`scaler.step(optimizer)` has ended, whether or not the optimizer stepped."""
         ...
+
+
+class Scaling:
+    """What one watcher remembers of the scaler: it calls `stepped(optimizer, skipped)` after each step."""
+
+    def __init__(self, stepped: Callable[[GradScaler, Optimizer, bool], None]) -> None:
+        self.scaler: GradScaler | None = None
+        self.let_step = True  # the optimizer's own hooks have fired
+        self._stepped = stepped
+        self._loss: Tensor | None = None
+
+    @property
+    def active(self) -> bool:
+        """Gradients that are not finite are the scaler's business: it skips the step and lowers the scale."""
+        return self.scaler is not None and self.scaler.is_enabled()
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The loss scale of this step, where it is."""
+        return self.scaler._scale if self.scaler is not None and self.scaler.is_enabled() else None
+
+    def take_loss(self) -> Tensor | None:
+        """The loss that was scaled since the last call, before it was scaled."""
+        loss, self._loss = self._loss, None
+        return loss
+
+    def scaling(self, scaler: GradScaler, outputs: Any) -> None:
+        self.scaler = scaler
+        self._loss = outputs if isinstance(outputs, Tensor) and scaler.is_enabled() else None
+
+    def scaler_steps(self, scaler: GradScaler, optimizer: Optimizer) -> None:
+        self.let_step = False
+
+    def scaler_stepped(self, scaler: GradScaler, optimizer: Optimizer) -> None:
+        if scaler.is_enabled():
+            self._stepped(scaler, optimizer, not self.let_step)
+        self.let_step = True
 
 
 _listeners: list[ScalerListener] = []
@@ -51,6 +90,8 @@ def _wrapped_step() -> Callable[..., Any]:
 
     @functools.wraps(original)
     def step(scaler: GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return original(scaler, optimizer, *args, **kwargs)
         for listener in list(_listeners):
             listener.scaler_steps(scaler, optimizer)
         result = original(scaler, optimizer, *args, **kwargs)
@@ -66,18 +107,39 @@ def _wrapped_scale() -> Callable[..., Any]:
 
     @functools.wraps(original)
     def scale(scaler: GradScaler, outputs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return original(scaler, outputs)
         for listener in list(_listeners):
-            listener.scaling(scaler)
+            listener.scaling(scaler, outputs)
         return original(scaler, outputs)
 
     return scale
+
+
+def _unscaled(scaler: GradScaler, optimizer: Optimizer) -> bool:
+    state = scaler._per_optimizer_states.get(id(optimizer))
+    return state is not None and state["stage"] is not OptState.READY
 
 
 def still_scaled(scaler: GradScaler | None, optimizers: Sequence[Optimizer]) -> dict[int, float]:
     """id of each parameter whose gradient is not unscaled yet -> the loss scale in it."""
     if scaler is None or not scaler.is_enabled():
         return {}
-    states = scaler._per_optimizer_states
-    waiting = [o for o in optimizers if id(o) not in states or states[id(o)]["stage"] is OptState.READY]
+    waiting = [o for o in optimizers if not _unscaled(scaler, o)]
     scale = scaler.get_scale() if waiting else 1.0
     return {id(p): scale for o in waiting for g in o.param_groups for p in g["params"]}
+
+
+def scale_in(scaler: GradScaler | None, optimizers: Sequence[Optimizer], parameter: Tensor) -> Tensor | None:
+    """The scale that this parameter's gradient still carries, where it is; None: it carries none."""
+    if scaler is None or not scaler.is_enabled():
+        return None
+    waiting = [o for o in optimizers if not _unscaled(scaler, o)]
+    if len(waiting) == len(optimizers) or any(owns(o, parameter) for o in waiting):
+        return scaler._scale
+    return None
+
+
+def owns(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Is it in one of the optimizer's groups?"""
+    return any(p is parameter for group in optimizer.param_groups for p in group["params"])

@@ -20,7 +20,7 @@ from .reference import Reference
 from .settings import Settings
 from .sketch import AnchorSketches
 from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, is_sharded, leaf_modules
-from .watcher import Watcher
+from .watcher import Watcher, refuse_a_second
 
 if TYPE_CHECKING:
     from ..monitor import Finding
@@ -84,12 +84,13 @@ def watch(
 
     Raises:
         ValueError, TypeError: an argument is not as described, the model has no trainable parameter, or the
-            optimizer owns none of the model's.
+            optimizer owns none of the model's, or another watcher, not closed yet, watches it.
         RunError: the run exists already (and `resume` is off), or its folder cannot be used.
     """
     models = _models(model)
     optimizers = _optimizers(optimizer)
-    cadence = Cadence(every, budget)
+    anchored = None if anchors is None else AnchorSketches(anchors)
+    cadence = Cadence(every, budget, anchored)
     if keep != "full":
         raise ValueError(f'expected keep="full", got keep={keep!r}')
     if drift_limit is not None and not drift_limit > 0:
@@ -104,7 +105,7 @@ def watch(
         activations=activations,
         updates=updates,
         reference=_reference(reference, reference_memory),
-        anchors=None if anchors is None else AnchorSketches(anchors),
+        anchors=anchored,
         step_norms=step_norms,
     )
     path = Path(run) if run is not None else _new_run()
@@ -129,6 +130,7 @@ def watch(
     }
     if _rank() != 0:
         info["notes"].append("this is not rank 0: nothing is logged from here")
+    refuse_a_second(tensors)
     log = LogWriter(path, info, resume=resume) if _rank() == 0 else None
     first_step = Run(path).last_step + 1 if resume and log is not None else 0
     if first_step and log is not None and reference == "start":

@@ -264,15 +264,17 @@ def test_close_leaves_nothing_behind(tmp_path: Path, given: bool) -> None:
         return [len(getattr(sys.modules["torch.optim.optimizer"], name)) for name in names]
 
     grouping, step, scale = clip_grad._group_tensors_by_device_and_dtype, GradScaler.step, GradScaler.scale  # type: ignore[attr-defined]
-    before = global_hooks()
-    model = mlp()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before, backward = global_hooks(), torch.autograd.backward
+    model, other = mlp(), mlp(1)
+    optimizer, others = (torch.optim.SGD(m.parameters(), 0.1) for m in (model, other))
     first = watch(model, optimizer if given else None, run=tmp_path / "a", every=1)
-    second = watch(model, optimizer if given else None, run=tmp_path / "b", every=1)
+    second = watch(other, others if given else None, run=tmp_path / "b", every=1)
     train(model, optimizer, 2)
+    train(other, others, 2)
     assert clip_grad._group_tensors_by_device_and_dtype is not grouping  # type: ignore[attr-defined]
+    assert torch.autograd.backward is not backward
     first.close()
-    train(model, optimizer, 1)
+    train(other, others, 1)
     second.close()
     first.close()  # twice
     assert hooks_of(model) == []
@@ -281,6 +283,7 @@ def test_close_leaves_nothing_behind(tmp_path: Path, given: bool) -> None:
     assert global_hooks() == before
     assert clip_grad._group_tensors_by_device_and_dtype is grouping  # type: ignore[attr-defined]
     assert (GradScaler.step, GradScaler.scale) == (step, scale)
+    assert torch.autograd.backward is backward
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     train(model, optimizer, 2)
     first.log(train_loss=1.0)

@@ -59,10 +59,7 @@ def test_gradients_are_unscaled_and_overflows_marked(tmp_path: Path, fused: bool
 
 def test_the_scaler_is_left_as_it_was(tmp_path: Path) -> None:
     before = GradScaler.step, GradScaler.scale
-    model = nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    first = watch(model, optimizer, run=tmp_path / "a")
-    second = watch(model, optimizer, run=tmp_path / "b")
+    first, second = (watch(nn.Linear(2, 2), run=tmp_path / name) for name in "ab")
     first.close()
     assert GradScaler.step is not before[0]
     second.close()

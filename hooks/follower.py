@@ -1,0 +1,329 @@
+"""Follows a training through torch's hooks: which step it is, what is captured, what went wrong."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from ..monitor import LogWriter
+from . import backward, gradients, scaler
+from .cadence import Cadence
+from .capture import Capture
+from .environment import describe_optimizers
+from .guard import Guard
+from .live import LiveCheck
+from .manual import BackwardSteps
+from .origin import of_gradients, of_loss
+from .recorder import Accident, Recorder
+from .scalars import PendingScalars, number_in
+from .settings import Settings
+from .steps import End, Steps
+from .tensors import WatchedTensor, ready
+
+
+class Follower:
+    """What the hooks of one watcher do. Every method that the training reaches is guarded.
+
+    A step without a capture costs what it takes to see that: nothing here walks over the tensors then.
+    """
+
+    def __init__(
+        self, log: LogWriter, models: list[nn.Module], tensors: Sequence[WatchedTensor],
+        optimizers: list[Optimizer], cadence: Cadence, settings: Settings, guard: Guard, live: LiveCheck,
+        first_step: int,
+    ) -> None:  # fmt: skip
+        self.steps = Steps(first_step)
+        self.scalars = PendingScalars(log)
+        self.recorder = Recorder(log)
+        self.begun = False
+        self._log, self._tensors, self._settings, self._guard = log, tensors, settings, guard
+        self._cadence, self._live = cadence, live
+        self._optimizers = list(optimizers)
+        self._discover = not optimizers
+        self._strangers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._manual = BackwardSteps() if self._discover else None
+        self._scaling = scaler.Scaling(guard(self._scaler_stepped))
+        self._clipping = gradients.Clipping(tensors)
+        self._handles: list[Any] = []
+        self._late = self._norms_taken = False
+        self._completed = first_step - 1
+        self.capture = Capture(log, models, tensors, settings, self._guard_forward)  # type: ignore[arg-type]
+
+    def attach(self) -> None:
+        before, after = self._guard(self._before_step), self._guard(self._after_step)
+        if self._discover:
+            self._handles = [
+                register_optimizer_step_pre_hook(before),
+                register_optimizer_step_post_hook(after),
+            ]
+        else:
+            for optimizer in self._optimizers:
+                self._handles += [
+                    optimizer.register_step_pre_hook(before),
+                    optimizer.register_step_post_hook(after),
+                ]
+        self.backward_begins = self._guard(self._backward_begins)
+        self.backward_ended = self._guard(self._backward_ended)
+        self._clip_listener = self._guard(self._before_clip)
+        backward.listen(self)
+        gradients.listen(self._clip_listener)
+        scaler.listen(self._scaling)
+        self._arm()
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.capture.tap.disarm()
+        backward.unlisten(self)
+        gradients.unlisten(self._clip_listener)
+        scaler.unlisten(self._scaling)
+
+    def _arm(self) -> None:
+        """Forward hooks exist for a step that will be captured only."""
+        if self._cadence.wants(self.steps.coming):
+            self.capture.tap.arm()
+        else:
+            self.capture.tap.disarm()
+
+    # The optimizer's step
+
+    def _watches(self, optimizer: Optimizer) -> bool:
+        if not self._discover or any(o is optimizer for o in self._optimizers):
+            return True
+        if optimizer in self._strangers:
+            return False
+        ours = {id(t.parameter) for t in self._tensors}
+        if not any(id(p) in ours for g in optimizer.param_groups for p in g["params"]):
+            self._strangers.add(optimizer)
+            return False
+        self._optimizers.append(optimizer)
+        if self.begun:
+            self._log.update_info(optimizers=describe_optimizers(self._optimizers))
+        return True
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self._watches(optimizer):
+            return
+        if self._manual is not None:
+            self._leave_manual()
+        if self.steps.is_next(optimizer):
+            self._next_step()
+        self.steps.begin(optimizer)
+        self._begin()
+        if self._cadence.wants(self.steps.number):
+            self.capture.before_step(optimizer)
+
+    def _begin(self) -> None:
+        if not self.begun:
+            self.begun = True
+            self.capture.begin(self.steps.number, self._optimizers, initial=self.steps.first == 0)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self._watches(optimizer):
+            return
+        step, captured = self.steps.number, self._cadence.wants(self.steps.number)
+        # Fused optimizers under a scaler step without a change. Asking an accelerator for it synchronises.
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is not None and (captured or overflow.is_cpu) and float(overflow) > 0:
+            self.capture.mark_skipped(step)
+        self._scaling.let_step = True
+        if captured:
+            self.capture.after_step(step, optimizer)
+        first = not self.steps.any_ended
+        end = self.steps.end(optimizer, self._optimizers, self._all_known)
+        if first:
+            self.capture.log_rates(step, self._optimizers, always=captured)
+        if end is End.COMPLETE:
+            self._complete_step()
+
+    def _all_known(self) -> bool:
+        """Is there an optimizer for every trainable tensor? If not, one may yet step for the first time."""
+        if not self._discover or self.capture.without_optimizer:
+            return True
+        owned = {id(p) for o in self._optimizers for g in o.param_groups for p in g["params"]}
+        return all(id(t.parameter) in owned for t in self._tensors if t.parameter.requires_grad)
+
+    def _next_step(self) -> None:
+        """A step begins; the one before it is over, whoever has not stepped in it."""
+        self._complete_step()
+        self._write_late()
+        self.steps.advance()
+
+    def _write_late(self) -> None:
+        if self._late:
+            self._late = False
+            self.capture.complete_late(self.steps.number, self._optimizers)
+
+    def _complete_step(self) -> None:
+        """All optimizers of this step have stepped: write what is left and plan the next capture."""
+        step = self.steps.number
+        if self._completed == step:
+            return
+        self._completed, self.steps.complete = step, True
+        self.scalars.flush()
+        self._clipping.stepped()
+        rates = [group.get("lr") for group in self._optimizers[0].param_groups] if self._optimizers else []
+        self.recorder.finish(step, rates, self._scaling.scale)
+        self._tell(self.recorder.arrived())
+        if self._cadence.wants(step):
+            self._write_capture(step)
+        elif self._settings.step_norms and not self._norms_taken:
+            self.capture.step_norms(step)
+        self._norms_taken = False
+        self._arm()
+
+    def _write_capture(self, step: int) -> None:
+        waiting = self.steps.waiting(self._optimizers)
+        all_known = self._all_known()
+        self._late = bool(waiting) or not all_known
+        cost = self.capture.complete(
+            step, self._optimizers, self._cadence.overhead, all_known=all_known, waiting=waiting
+        )
+        norm = self.capture.gradient_norm
+        self._tell(self.recorder.captured(step, norm, scaled=self._scaling.active))
+        self._cadence.captured(step, cost)
+        if self._live.report_if_due():
+            self._cadence.look_closer(step, now=False)
+
+    # Clipping
+
+    def _before_clip(self, clipped: list[Tensor], norm: Tensor | None) -> None:
+        owner = self._clipping.owner(clipped)
+        if owner is None:
+            return
+        if not self.steps.complete and any(
+            self.steps.has_stepped(o) and scaler.owns(o, owner.parameter) for o in self._optimizers
+        ):
+            self._next_step()  # an optimizer that has stepped in this step is about to step again
+        step = self.steps.coming
+        if norm is not None:
+            total = self._clipping.total(clipped, norm)
+            scale = scaler.scale_in(self._scaling.scaler, self._optimizers, owner.parameter)
+            total = total if scale is None else total / scale
+            value = float(total) if total.is_cpu else total
+            self._tell(self.recorder.norm(step, value, scaled=self._scaling.active))
+        anew = self._clipping.is_new()
+        if self._cadence.wants(step):
+            if anew and self._manual is not None and not self._manual.certain:
+                self.capture.forget_gradients()  # they were taken in case no optimizer would step
+            scales = scaler.still_scaled(self._scaling.scaler, self._optimizers)
+            self.capture.before_clip(clipped, scales, anew=anew)
+        elif self._settings.step_norms and not self._norms_taken:
+            self._norms_taken = True
+            self.capture.step_norms(step)
+
+    # Mixed precision
+
+    def _scaler_stepped(self, scaler_: GradScaler, optimizer: Optimizer, skipped: bool) -> None:
+        if not self._watches(optimizer):
+            return
+        if skipped:  # the optimizer's own hooks did not fire
+            self._before_step(optimizer)
+        if (scale := scaler_._scale) is not None:
+            self.capture.loss_scale(self.steps.number, scale, self.scalars)
+        if skipped:
+            self.capture.mark_skipped(self.steps.number)
+            self._after_step(optimizer)
+
+    # Backward
+
+    def _backward_begins(self, root: Tensor | None) -> None:
+        self._clipping.backwards += 1
+        if self._manual is not None:
+            self._end_manual_step()
+        unscaled = self._scaling.take_loss()
+        loss = number_in(root if unscaled is None else unscaled)
+        if loss is not None:
+            self._tell(self.recorder.loss(self.steps.coming, loss), root)
+
+    def _backward_ended(self) -> None:
+        if self._manual is None:
+            return
+        self._begin()
+        if self._cadence.wants(self.steps.number):
+            self.capture.before_step(None)
+            self.capture.take_gradients()
+        self._manual.remember(self._tensors)
+
+    # Training without a torch optimizer: see manual.BackwardSteps
+
+    def _end_manual_step(self) -> None:
+        if self._manual is None or not self._manual.is_over():
+            return
+        self.capture.without_optimizer = True
+        if self._cadence.wants(self.steps.number):
+            self.capture.after_step(self.steps.number, None)
+        self._complete_step()
+        self.steps.advance()
+
+    def _leave_manual(self) -> None:
+        """A torch optimizer steps: from now on steps are counted by optimizers."""
+        self._manual = None
+        self.capture.without_optimizer = False
+        if self._clipping.is_new():  # else clipping has taken them
+            self.capture.forget_gradients()
+
+    def _guard_forward(self, work: Callable[..., None]) -> Callable[..., None]:
+        """Guard a forward hook. Without an optimizer the first forward after an update begins a step."""
+
+        def recorded(*args: Any, **kwargs: Any) -> None:
+            if self._manual is not None and torch._C._current_graph_task_id() == -1:
+                self._end_manual_step()
+                if not self._cadence.wants(self.steps.number):
+                    return
+            work(*args, **kwargs)
+
+        return self._guard(recorded)
+
+    # Accidents
+
+    def logged(self, value: float | Tensor) -> None:
+        """The user logged the training loss."""
+        self._tell(self.recorder.loss(self.steps.number, value, logged=True))
+
+    def _tell(self, accident: Accident | None, loss: Tensor | None = None) -> None:
+        """Find where it began, write it down, and capture: its own step if that is not over, and the next."""
+        if accident is None:
+            return
+        tensors = ready(self._tensors)
+        where = None
+        if accident.kind == "nonfinite_loss":
+            where = of_loss(loss, tensors)
+        elif accident.kind == "nonfinite_gradient":
+            where = of_gradients(tensors)
+        self.recorder.report(accident, where)
+        in_time = accident.step > self._completed
+        self._cadence.look_closer(accident.step if in_time else self.steps.number, now=in_time)
+        if not in_time:
+            self._arm()
+
+    # The end
+
+    def finish(self) -> None:
+        """Write what is left of the last step, and the last weights."""
+        if self._manual is not None:
+            self._end_manual_step()
+        step = self.steps.number
+        if self.without_steps:
+            text = "no torch optimizer stepped while watched, and no weight changed between backward passes"
+            self._log.update_info(notes=[*self._log.info["notes"], text])
+            return
+        if self._manual is None:
+            self._complete_step()
+            self._write_late()
+        elif self._completed < step:
+            step = self._completed
+        self.capture.final(step, self._optimizers)
+
+    @property
+    def without_steps(self) -> bool:
+        """Nothing was trained."""
+        return self._completed < self.steps.first and not self.steps.any_begun
