@@ -130,7 +130,7 @@ def test_the_formula_of_the_buckets() -> None:
 def test_the_sql_queries(page: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     run = Run("runs/exp1")
-    norms, ratios, histogram = (duckdb.execute(query).df() for query in blocks(page, "sql"))
+    norms, ratios, histogram, split, half = (duckdb.execute(query).df() for query in blocks(page, "sql"))
     weights = run.stats("weight").sort_values(["tensor", "step"], ignore_index=True)
     assert len(norms) == 6 * 4
     pd.testing.assert_frame_equal(
@@ -143,6 +143,11 @@ def test_the_sql_queries(page: str, root: Path, monkeypatch: pytest.MonkeyPatch)
     assert histogram["elements"].tolist() == mine["count"].tolist()
     assert histogram["low"].tolist() == pytest.approx(mine["low"].tolist())
     assert histogram["high"].tolist() == pytest.approx(mine["high"].tolist())
+    updates = run.stats("update").sort_values(["tensor", "step"])
+    for column in ("parallel", "perpendicular"):
+        assert split[column].tolist() == pytest.approx(updates[column].tolist(), abs=1e-12)
+    gradients = run.stats("gradient").sort_values(["tensor", "step"])
+    assert half["underflow"].tolist() == pytest.approx(gradients["underflow"].tolist())
 
 
 def test_the_python_queries(page: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,9 +169,9 @@ def test_the_python_queries(page: str, root: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_code_block_was_run(page: str) -> None:
-    assert len(blocks(page, "sql")) == 3
+    assert len(blocks(page, "sql")) == 5
     assert len(blocks(page, "python")) == 2
-    assert len(re.findall(r"^```\w+$", page, re.MULTILINE)) == 3 + 2 + len(blocks(page, "text"))
+    assert len(re.findall(r"^```\w+$", page, re.MULTILINE)) == 5 + 2 + len(blocks(page, "text"))
 
 
 def test_the_counts_add_up_as_the_page_says(root: Path) -> None:
