@@ -33,7 +33,8 @@ SEGMENT_BYTES = 32 << 20
 SEGMENT_SECONDS = 30.0
 #: Parts are merged at close up to this size in all; more is left to `layerwatch compact`.
 MERGE_BYTES = 256 << 20
-ROW_GROUP = 20_000
+#: Rows of a Parquet row group, the least that a reader decodes; a row of `values` may hold 4,096 numbers.
+ROW_GROUP, VALUES_ROW_GROUP = 20_000, 500
 
 _NAME = re.compile(r"(?P<writer>.+?)-(?P<first>\d{6})(?:-(?P<last>\d{6}))?\.(?:wal|parquet)$")
 
@@ -210,7 +211,7 @@ def write_part(run: Path, table: str, span: Span, batches: Sequence[pa.RecordBat
         temporary,
         compression="zstd",
         use_dictionary=strings,  # type: ignore[arg-type]  # names are taken, too
-        row_group_size=ROW_GROUP,
+        row_group_size=VALUES_ROW_GROUP if table == "values" else ROW_GROUP,
         write_page_checksum=True,
     )
     os.replace(temporary, target)
