@@ -263,7 +263,8 @@ def adam_epsilon(history: History) -> Finding | None:
 
     eps is above 3 times the root mean square gradient of most matrices in the first half of the run, and the
     loss has fallen by less than half (small-scale proxies, arXiv 2309.14322: updates die when RMS(g) falls to
-    eps). Told apart: gradients that fall to eps late, in a training that has learnt.
+    eps). Where the optimizer's second moments were captured they must confirm it: eps is larger than the root
+    of most of them. Told apart: gradients that fall to eps late, in a training that has learnt.
     """
     values = [
         float(g["eps"])
@@ -274,7 +275,12 @@ def adam_epsilon(history: History) -> Finding | None:
     facts = outcome(history)
     if not values or not names or history.captures < 5 or facts.points < 20:
         return None
-    rms = nanmedian(history.table("gradient", "rms", names)[: max(5, history.captures // 2)], axis=0)
+    half = slice(0, max(5, history.captures // 2))
+    below = nanmedian(history.table("second_moment", "below_epsilon", names)[half], axis=0)
+    below = below[np.isfinite(below)]
+    if below.size and np.mean(below > 0.5) < 0.5:
+        return None
+    rms = nanmedian(history.table("gradient", "rms", names)[half], axis=0)
     rms = rms[np.nan_to_num(rms) > 0]
     eps = min(values)
     if not rms.size or np.mean(eps > 3 * rms) < 0.5 or facts.initial - facts.end > 0.5 * abs(facts.initial):
@@ -286,7 +292,12 @@ def adam_epsilon(history: History) -> Finding | None:
         "shrinks every step, and "
         f"{facts.words()}.",
         first=history.steps[0],
-        evidence={"eps": eps, "rms_gradient": float(np.median(rms)), "threshold": 3},
+        evidence={
+            "eps": eps,
+            "rms_gradient": float(np.median(rms)),
+            "threshold": 3,
+            **({"below_eps": float(np.median(below))} if below.size else {}),
+        },
         advice="Set eps to 1e-8 (or smaller than the smallest layer's RMS gradient).",
     )
 

@@ -497,6 +497,20 @@ def test_adams_eps_explains_tiny_steps() -> None:
     only(made, "adam_epsilon")
 
 
+@pytest.mark.parametrize(("share", "fault"), [(0.9, True), (0.1, False)])
+def test_adams_second_moments_have_the_last_word_on_eps(share: float, fault: bool) -> None:
+    made = tiny_steps()
+    made.info["optimizers"] = [{"class": "AdamW", "groups": [{"lr": 0.1, "eps": 10.0}]}]
+    some = made.steps[::10]
+    made.rows["second_moment"] = {
+        name: {"step": some, "below_epsilon": np.full(len(some), share)} for name in made.rows["gradient"]
+    }
+    if fault:
+        assert only(made, "adam_epsilon").evidence["below_eps"] == share
+    else:
+        assert "adam_epsilon" not in [f.problem for f in alarms(made)]
+
+
 @pytest.mark.parametrize(("factor", "fault"), [(40.0, True), (1.0, False)])
 def test_a_jump_of_the_schedule_is_a_fault_but_a_restart_is_not(factor: float, fault: bool) -> None:
     made = Made()
