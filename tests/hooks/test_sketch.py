@@ -305,3 +305,13 @@ def test_small_tensors_are_in_the_log_as_they_are(tmp_path: Path) -> None:
     assert {len(v) for v in rows["values"]} == {700, 2100, COUNTERS}
     late = sketches.sketch(truth[3]["late"].numpy(), "late", COUNTERS).astype(np.float32)
     assert np.array_equal(rows.loc["late", "values"], late)
+
+
+@pytest.mark.parametrize("every", [1000, "auto"])
+def test_anchors_are_captured_whatever_the_cadence(tmp_path: Path, every: int | str) -> None:
+    run, truth = anchored(tmp_path / "run", [3, 7, 40], steps=50, every=every)
+    assert run.anchors() == [3, 7, 40]
+    assert {3, 7, 40} <= set(run.stats("update")["step"])
+    if every == 1000:
+        assert set(run.stats("update")["step"]) == {0, 3, 7, 40}
+    assert_between(run.drift_between(3, 40), truth[4], truth[41])
