@@ -47,6 +47,8 @@ class Reference:
     A bf16 copy r' of r differs from it by the rounding residual. The distance to r' is larger than the one to
     r by the residual's norm, as the residual is independent of the training's direction: |w - r|^2 = |w -
     r'|^2 - |r - r'|^2 up to their correlation (measured: an error of at most 0.07 % on real trajectories).
+    A sketch takes the same memory whatever the tensor's size; comparing with it costs about as much as one
+    more summary of the tensor, and on an accelerator a copy to the host.
 
     Args:
         state: where the references come from; None: the weights that `take` finds. Forgotten by `take`.
@@ -65,6 +67,7 @@ class Reference:
                 f"expected reference_memory as a whole number of bytes above 0, or None, got {memory!r}"
             )
         self._state, self._memory = state, memory
+        self.from_start = state is None  # else from a checkpoint
         self._file = state.file if state is not None else None
         self._kept: dict[str, _Kept] = {}
         self._notes: list[str] = []

@@ -48,7 +48,7 @@ class AnchorSketches:
         self, step: int, time: float, tensors: Sequence[WatchedTensor], kind: str = "sketch"
     ) -> list[Row]:
         """Rows of the `values` table: the tensors' sketches, of 4,096 counters in float32 precision; tensors
-        of up to 4,096 elements as they are."""
+        of up to 4,096 elements as they are. What is on an accelerator is copied to the host for it."""
         found = []
         for tensor in tensors:
             values = parts_of(tensor.parameter)

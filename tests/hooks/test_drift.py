@@ -319,7 +319,7 @@ def test_a_budget_that_holds_not_even_sketches_says_what_is_left_out(tmp_path: P
 
 def test_more_memory_is_never_less_exact() -> None:
     choices = {name: options(torch.empty(size)) for name, size in SIZES.items()}
-    before = dict.fromkeys(SIZES, -1)
+    before, chosen = dict.fromkeys(SIZES, -1), {}
     for memory in range(0, 3_000_000, 10_007):
         chosen = plan(choices, memory)
         costs = {n: 0 if f is None else next(c for c, o in choices[n] if o == f) for n, f in chosen.items()}
@@ -339,6 +339,25 @@ def test_the_memory_that_is_kept_is_the_memory_that_is_stated() -> None:
         held = sum(k.values.untyped_storage().nbytes() for k in reference._kept.values())
         assert held == reference.nbytes == sum(e["bytes"] for e in reference.describe().values())
         assert held <= (memory or 2 * 666_920 + 2 * 6920)
+
+
+def test_a_sketch_of_what_does_not_move_is_no_distance_and_nan_does_not_hide(tmp_path: Path) -> None:
+    model = network()
+    model[0].requires_grad_(False)
+
+    def break_it(step: int) -> None:
+        if step == 1:
+            with torch.no_grad():
+                model.get_parameter("2.weight")[0, 0] = float("nan")
+
+    run = watched_training(
+        tmp_path / "run", model, torch.optim.SGD(model.parameters(), 0.1), 3, data=lambda s: batch(s, 4, 800),
+        after_backward=break_it, watching={"reference_memory": 60 * KIB},
+    )  # fmt: skip
+    assert {run.info["references"][n]["form"] for n in ("0.weight", "2.weight")} == {"sketch of 4096"}
+    assert run.drift("0.weight")["relative_l2"].tolist() == [0.0] * 3
+    assert run.drift("0.weight")["cosine"].tolist() == pytest.approx([1.0] * 3)
+    assert run.drift("2.weight")["distance"].isna().tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("memory", [None, 1 << 20])
