@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad
 from trainings import batch, loss_of, mlp, train, weights_of
 
 from layerwatch import Run, Watcher, watch
-from layerwatch.hooks import activations, capture, reference, rows, values
+from layerwatch.hooks import activations, capture, reference, rows, units, values
 from layerwatch.monitor import LogWriter
 
 
@@ -63,7 +63,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "rates": (capture.Capture, "log_rates"),
     "complete": (capture.Capture, "complete"),
     "clip": (capture.Capture, "before_clip"),
-    "activation": (activations, "summarise_activation"),
+    "activation": (units.Units, "add"),
     "summary": (capture, "summarise_tensor"),
     "gradient": (capture, "summarise_gradient"),
     "update": (capture, "summarise_update"),
