@@ -199,6 +199,7 @@ class Run:
         Returns:
             step, time, tensor, relative_l2 = |w - r| / |r|, cosine, sign_flips, count, distance = |w - r|,
             reference_norm = |r|. Of a reference that is all zeros relative_l2 and cosine are NaN.
+            `info["references"]` states the error of each tensor; of a sketch sign_flips is NaN.
         """
         columns = [
             "step",
