@@ -123,11 +123,11 @@ class Watcher:
             return
         self._open = False
         atexit.unregister(self.close)
-        self._guard(self._follower.finish)()
-        self._guard(self._follower.recorder.close)()
-        if not self._guard.failed:
-            self._detach()
         try:
+            self._guard(self._follower.finish)()
+            self._guard(self._follower.recorder.close)()
+            if not self._guard.failed:
+                self._detach()
             self._follower.scalars.flush(wait=True)
             self._log.update_info(cadence=self._cadence.describe())
             self._log.event(self.step, "close", self._cadence.words())
