@@ -13,15 +13,14 @@ from .guard import untraced
 
 
 class BackwardListener(Protocol):
-    """Told about every outermost backward pass of the process; its methods must not raise."""
+    """Told about every outermost backward pass of the process, untraced; its methods must not raise."""
 
     def backward_begins(self, root: Tensor | None) -> None:
         """Backward was called on this tensor; None: on none or on several."""
         ...
 
-    def backward_ended(self) -> None:
-        """All gradients of this pass are accumulated. Not called when the pass raised."""
-        ...
+    #: All gradients of this pass are accumulated. Not called when the pass raised; None: not of interest.
+    backward_ended: Callable[[], None] | None
 
 
 _listeners: list[BackwardListener] = []
@@ -58,9 +57,9 @@ def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
     def backward(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return original(*args, **kwargs)
-        outermost = begin(args[0] if args else kwargs.get("tensors"))
+        awaited = begin(args[0] if args else kwargs.get("tensors"))
         result = original(*args, **kwargs)
-        if outermost:
+        if awaited:
             end()
         return result
 
@@ -69,16 +68,18 @@ def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _begin(roots: Any) -> bool:
+    """Tell the listeners; does one of them wait for the end?"""
     if torch._C._current_graph_task_id() != -1:
         return False
     if isinstance(roots, list | tuple) and len(roots) == 1:
         roots = roots[0]
     root = roots if isinstance(roots, Tensor) else None
-    for listener in list(_listeners):
+    for listener in _listeners[:]:
         listener.backward_begins(root)
-    return True
+    return any(listener.backward_ended is not None for listener in _listeners)
 
 
 def _end() -> None:
-    for listener in list(_listeners):
-        listener.backward_ended()
+    for listener in _listeners[:]:
+        if listener.backward_ended is not None:
+            listener.backward_ended()

@@ -52,7 +52,8 @@ class Follower:
         self._scaling = scaler.Scaling(guard(self._scaler_stepped))
         self._clipping = gradients.Clipping(tensors)
         self._handles: list[Any] = []
-        self._late = self._norms_taken = False
+        self._late = self._norms_taken = self._armed = False
+        self._rates: list[Any] = []
         self._completed = first_step - 1
         self.capture = Capture(log, models, tensors, settings, self._guard_forward)  # type: ignore[arg-type]
 
@@ -69,29 +70,31 @@ class Follower:
                     optimizer.register_step_pre_hook(before),
                     optimizer.register_step_post_hook(after),
                 ]
-        self.backward_begins = self._guard(self._backward_begins)
-        self.backward_ended = self._guard(self._backward_ended)
+        self.backward_begins = self._guard(self._backward_begins, traced=True)
+        self.backward_ended = self._guard(self._backward_ended, traced=True) if self._manual else None
         self._clip_listener = self._guard(self._before_clip)
         backward.listen(self)
         gradients.listen(self._clip_listener)
         scaler.listen(self._scaling)
+        self.capture.tap.attach()
         self._arm()
 
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self.capture.tap.disarm()
+        self._armed = False
+        self.capture.tap.detach()
         backward.unlisten(self)
         gradients.unlisten(self._clip_listener)
         scaler.unlisten(self._scaling)
 
     def _arm(self) -> None:
         """Forward hooks exist for a step that will be captured only."""
-        if self._cadence.wants(self.steps.coming):
-            self.capture.tap.arm()
-        else:
-            self.capture.tap.disarm()
+        wanted = self._cadence.wants(self.steps.coming)
+        if wanted != self._armed:
+            self._armed = wanted
+            (self.capture.tap.arm if wanted else self.capture.tap.disarm)()
 
     # The optimizer's step
 
@@ -137,12 +140,17 @@ class Follower:
         self._scaling.let_step = True
         if captured:
             self.capture.after_step(step, optimizer)
-        first = not self.steps.any_ended
-        end = self.steps.end(optimizer, self._optimizers, self._all_known)
-        if first:
-            self.capture.log_rates(step, self._optimizers, always=captured)
-        if end is End.COMPLETE:
+        if not self.steps.any_ended:
+            self._follow_rates(captured)
+        if self.steps.end(optimizer, self._optimizers, self._all_known) is End.COMPLETE:
             self._complete_step()
+
+    def _follow_rates(self, captured: bool) -> None:
+        rates = [group.get("lr") for o in self._optimizers for group in o.param_groups]
+        # A tensor may have changed in place. On an accelerator it is not waited for.
+        if captured or rates != self._rates or isinstance(rates[0], Tensor):
+            self._rates = rates
+            self.capture.log_rates(self.steps.number, self._optimizers, always=captured)
 
     def _all_known(self) -> bool:
         """Is there an optimizer for every trainable tensor? If not, one may yet step for the first time."""
@@ -170,8 +178,7 @@ class Follower:
         self._completed, self.steps.complete = step, True
         self.scalars.flush()
         self._clipping.stepped()
-        rates = [group.get("lr") for group in self._optimizers[0].param_groups] if self._optimizers else []
-        self.recorder.finish(step, rates, self._scaling.scale)
+        self.recorder.finish(step, self._rates, self._scaling.scale)
         self._tell(self.recorder.arrived())
         if self._cadence.wants(step):
             self._write_capture(step)
@@ -266,7 +273,7 @@ class Follower:
 
     def _leave_manual(self) -> None:
         """A torch optimizer steps: from now on steps are counted by optimizers."""
-        self._manual = None
+        self._manual = self.backward_ended = None
         self.capture.without_optimizer = False
         if self._clipping.is_new():  # else clipping has taken them
             self.capture.forget_gradients()

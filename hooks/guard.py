@@ -10,6 +10,16 @@ from typing import Any
 
 from .cadence import Cadence
 
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
 
 def untraced(work: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, which torch.compile runs as it is instead of compiling it.
@@ -31,24 +41,27 @@ class Guard:
     def __init__(self, cadence: Cadence, fail: Callable[[Exception], None]) -> None:
         self.failed = False
         self._cadence, self._fail = cadence, fail
-        self._process = os.getpid()
+        self._forks = _forks
 
-    def __call__(self, work: Callable[..., None]) -> Callable[..., None]:
+    def __call__(self, work: Callable[..., None], *, traced: bool = False) -> Callable[..., None]:
+        """The guarded function. `traced`: who calls it is `untraced` already."""
+        enter, leave = self._cadence.enter, self._cadence.leave
+
         @functools.wraps(work)
         def guarded(*args: Any, **kwargs: Any) -> None:
-            if self.failed or self.forked:
+            if self.failed or self._forks != _forks:
                 return
-            self._cadence.enter()
+            enter()
             try:
                 work(*args, **kwargs)
             except Exception as error:  # whatever it is, it must not reach the training
                 self._fail(error)
             finally:
-                self._cadence.leave()
+                leave()
 
-        return untraced(guarded)
+        return guarded if traced else untraced(guarded)
 
     @property
     def forked(self) -> bool:
         """This is a child of the process that watches."""
-        return os.getpid() != self._process
+        return self._forks != _forks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 
 #: Values whose median is the usual value, excursions from it that are remembered, and the fewest values that
@@ -14,6 +15,7 @@ GAP = 2.0
 UNDONE = 0.1
 #: The limit is computed anew after so many values, as sorting costs more than comparing.
 _REFRESH = 16
+_LARGEST = sys.float_info.max
 
 
 class Jumps:
@@ -27,6 +29,8 @@ class Jumps:
     excursions and asinh(least) - asinh(1), and when x lies above m by a tenth of what the series has come
     down since its first values.
 
+    Some 48 values are needed before the first judgement.
+
     It is a gap test in the sense of Dixon (1950, "Analysis of extreme values"): the distance of the suspect
     from the rest, as a part of its distance from the middle, is more than one half. Being a ratio it has no
     unit; the series' own largest excursion stands for its noise, which no multiple of a standard deviation
@@ -37,32 +41,33 @@ class Jumps:
     def __init__(self, least: float) -> None:
         self._least = math.asinh(least) - math.asinh(1.0)
         self._start: float | None = None
+        self._origin = 0.0
         self.reset()
 
     def reset(self) -> None:
         """Forget the recent past: the series is about to change for a known reason."""
         self._values: deque[float] = deque(maxlen=LEVEL)
         self._excursions: deque[float] = deque(maxlen=MEMORY)
-        self._limit = math.inf
-        self._age = 0
-        self._scale = 0.0
+        self._new: list[float] = []  # not looked at yet
+        self._limit, self._scale = _LARGEST, 0.0
         self.usual = math.nan
 
     def add(self, value: float) -> bool:
         """The next value of the series; True when it jumps. Those that are not finite are left out."""
+        if value <= self._limit and len(self._new) < _REFRESH:  # nearly always; false for NaN and infinity
+            self._new.append(value)
+            return False
         if not math.isfinite(value):
             return False
-        self._age += 1
-        if value > self._limit or self._age >= _REFRESH:
-            self._refresh()
-        jumps = value > self._limit
-        self._values.append(value)
-        if self._scale > 0:
-            self._excursions.append(math.asinh(value / self._scale) - self._origin)
-        return jumps
+        self._refresh()
+        self._new.append(value)
+        return value > self._limit
 
     def _refresh(self) -> None:
-        self._age, self._limit = 0, math.inf
+        if self._scale > 0:
+            self._excursions.extend(math.asinh(v / self._scale) - self._origin for v in self._new)
+        self._values.extend(self._new)
+        self._new, self._limit = [], _LARGEST
         if len(self._values) < LEAST // 2:
             return
         ordered = sorted(self._values)

@@ -72,7 +72,9 @@ def of_loss(loss: Tensor | None, tensors: Sequence[WatchedTensor]) -> Origin:
                 return found
     last = _layers_before(loss.grad_fn, owners)
     if hidden:
-        return Origin(None, "unknown", "where it began cannot be known: the forward pass is checkpointed")
+        return Origin(
+            None, "unknown", "where it began cannot be known: the forward is checkpointed or packed"
+        )
     if not nodes or not last:
         return Origin(None, "unknown", "where it began cannot be known: its graph holds no layer")
     return Origin(
@@ -97,7 +99,7 @@ def _judge(
         if not before:
             words = f"the input of {_name(own)}, the first layer, is not finite: look at this batch"
             return Origin(_layer(own), "input", words)
-    unsure = " (or in a checkpointed part before it)" if hidden else ""
+    unsure = " (or in a checkpointed or packed part before it)" if hidden else ""
     if not before:
         return Origin(None, "input", f"the model's input is not finite already{unsure}")
     after = f"after {_name(before)}"

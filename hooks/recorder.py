@@ -29,7 +29,7 @@ COOL_DOWN = 100
 AFTERWARDS = 10
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """One step; None: unknown. `coming`: numbers that are still on their way from an accelerator."""
 
@@ -85,7 +85,8 @@ class Recorder:
 
         Of several in a step (micro-batches, two losses of a GAN) the last one is kept; each is judged.
         """
-        return self._see(self._at(step), "loss", value, judge=not logged or self._at(step).loss is None)
+        record = self._at(step)
+        return self._see(record, "loss", value, judge=not logged or record.loss is None)
 
     def norm(self, step: int, value: float | Tensor, *, scaled: bool = False) -> Accident | None:
         """The gradients' total norm, before clipping.
@@ -100,7 +101,7 @@ class Recorder:
         if record.grad_norm is not None or record.coming:
             return None
         record.grad_norm = norm
-        return None if scaled or math.isfinite(norm) else self._judge(step, "grad_norm", norm)
+        return None if scaled or math.isfinite(norm) else self._judge(record, "grad_norm", norm)
 
     def _at(self, step: int) -> Record:
         if self._ring and self._ring[-1].step >= step:
@@ -115,20 +116,25 @@ class Recorder:
             return None
         setattr(record, name, value)
         if judge or (name == "loss" and not math.isfinite(value)):
-            return self._judge(record.step, name, value)
+            return self._judge(record, name, value)
         return None
 
-    def _judge(self, step: int, name: str, value: float) -> Accident | None:
-        words = "loss" if name == "loss" else "gradient norm"
-        if not math.isfinite(value):
-            kind = "nonfinite_loss" if name == "loss" else "nonfinite_gradient"
-            return self._unless_quiet(Accident(step, kind, value, None, f"the {words} is {value}"))
+    def _judge(self, record: Record, name: str, value: float) -> Accident | None:
         jumps = self._jumps[name]
-        if not jumps.add(value):
+        if math.isfinite(value) and not jumps.add(value):
             return None
-        kind = "loss_spike" if name == "loss" else "gradient_jump"
-        told = f"the {words} jumped to {value:.4g}; the usual was {jumps.usual:.4g}"
-        return self._unless_quiet(Accident(step, kind, value, jumps.usual, told))
+        words = "loss" if name == "loss" else "gradient norm"
+        if math.isfinite(value):
+            kind = "loss_spike" if name == "loss" else "gradient_jump"
+            told = f"the {words} jumped to {value:.4g}; the usual was {jumps.usual:.4g}"
+            return self._unless_quiet(Accident(record.step, kind, value, jumps.usual, told))
+        if name == "loss":
+            kind = "nonfinite_loss"
+        elif record.loss is not None and not math.isfinite(record.loss):
+            return None  # it follows from the loss
+        else:
+            kind = "nonfinite_gradient"
+        return self._unless_quiet(Accident(record.step, kind, value, None, f"the {words} is {value}"))
 
     def _unless_quiet(self, accident: Accident) -> Accident | None:
         until, cool_down = self._quiet.get(accident.kind, (-1, COOL_DOWN))
@@ -140,6 +146,8 @@ class Recorder:
     def arrived(self, *, wait: bool = False) -> Accident | None:
         """What has come from an accelerator: the first accident among it."""
         found = None
+        if not self._arrivals:
+            return None
         for (record, name), value in self._arrivals.take(wait=wait):
             record.coming -= 1
             found = self._see(record, name, value, judge=name != "loss_scale") or found

@@ -42,9 +42,12 @@ def number(name: str, value: Any) -> float | Tensor:
 
 def number_in(loss: Tensor | None) -> float | Tensor | None:
     """The number in a loss: as it is on the host, detached on an accelerator; None when it holds none."""
-    if loss is None or type(loss) is not Tensor or loss.numel() != 1 or loss.is_complex() or loss.is_meta:
+    if type(loss) is not Tensor or loss.numel() != 1:
         return None
-    return loss.item() if loss.is_cpu else loss.detach()
+    if loss.is_cpu:
+        value = loss.item()
+        return value if isinstance(value, float) else None
+    return None if loss.is_meta or loss.is_complex() else loss.detach()
 
 
 Key = TypeVar("Key")
@@ -55,6 +58,9 @@ class Arrivals(Generic[Key]):
 
     def __init__(self) -> None:
         self._pending: deque[tuple[Key, Tensor, Any]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._pending)
 
     def send(self, key: Key, value: Tensor) -> None:
         """Start to copy a tensor with one element."""
@@ -101,5 +107,7 @@ class PendingScalars:
 
     def flush(self, *, wait: bool = False) -> None:
         """Write the copies that have arrived, in order; `wait` for all of them."""
+        if not self._arrivals:
+            return
         for (step, when, name), value in self._arrivals.take(wait=wait):
             self._log.scalars(step, when, {name: value})
