@@ -1,4 +1,4 @@
-"""What each unit did, against numpy: dead and saturated shares, whatever layout, dtype and number of calls."""
+"""What each unit did, against numpy: dead and saturated shares, for any layout, dtype and number of calls."""
 
 from __future__ import annotations
 
