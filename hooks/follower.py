@@ -89,9 +89,11 @@ class Follower:
         gradients.unlisten(self._clip_listener)
         scaler.unlisten(self._scaling)
 
-    def _arm(self) -> None:
-        """Forward hooks exist for a step that will be captured only."""
-        wanted = self._cadence.wants(self.steps.coming)
+    def _arm(self, *, early: bool = False) -> None:
+        """Forward hooks exist for a step that will be captured only; `early`: for the one after it, too."""
+        wanted = self._cadence.wants(self.steps.coming) or (
+            early and self._cadence.wants(self.steps.coming + 1)
+        )
         if wanted != self._armed:
             self._armed = wanted
             (self.capture.tap.arm if wanted else self.capture.tap.disarm)()
@@ -259,6 +261,7 @@ class Follower:
             self.capture.before_step(None)
             self.capture.take_gradients()
         self._manual.remember(self._tensors)
+        self._arm(early=True)  # the first forward may turn out to be that of the next step
 
     # Training without a torch optimizer: see manual.BackwardSteps
 

@@ -390,7 +390,9 @@ HEALTHY: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "returns": lambda r, n: -np.abs(np.arange(n) * 0.01) * (1 + 0.5 * r.standard_normal(n))
     + 2 * r.standard_normal(n),
     "wandering": lambda r, n: np.exp(np.cumsum(0.03 * r.standard_normal(n)) + 0.1 * r.standard_normal(n)),
-    "epochs": lambda r, n: _falling(r, n) * np.exp(r.standard_normal(n) / 10) * (1 + (np.arange(n) % 99 < 5) / 3),
+    "epochs": lambda r, n: (
+        _falling(r, n) * np.exp(r.standard_normal(n) / 10) * (1 + (np.arange(n) % 99 < 5) / 3)
+    ),
 }  # fmt: skip
 
 
