@@ -5,38 +5,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..monitor.log import LogWriter
-from .statistics import array_of
-from .tensors import WatchedTensor, ready
+from .statistics import Array, array_of
+from .tensors import WatchedTensor
 
 #: Tensors up to this size have their values stored; of larger ones only summaries are kept.
 MAX_ELEMENTS = 1024
-#: The values may take this share of the log, counted in bytes after compaction as measured on real captures.
-SHARE = 0.10
+#: They may take these shares of the log, weights and what is told of single units (dead, saturated, attention
+#: of each head); counted in bytes after compaction as measured on real captures.
+WEIGHTS_SHARE, UNITS_SHARE = 0.08, 0.02
 STATS_ROW_BYTES = 90
 VALUE_BYTES = 7.5
 VALUE_ROW_BYTES = 8
 
+Vector = tuple[str, str, Array]  # tensor, kind, values
+
 
 class Values:
-    """Stores the values of small tensors, thinned to `SHARE` of the log; first and last always kept."""
+    """Stores the values of small tensors and of units, thinned to their shares of the log; the first and the
+    last weights always."""
 
-    def __init__(self, log: LogWriter, tensors: Sequence[WatchedTensor]) -> None:
-        self._log, self._tensors = log, tensors
-        self._allowed = 0.0
-        self._used = 0.0
+    def __init__(self, log: LogWriter) -> None:
+        self._log = log
+        self._written = self._units_used = self._used = 0.0  # bytes
         self._last_step: int | None = None
 
     def captured(self, rows: int) -> None:
         """So many rows of statistics were written: they pay for values."""
-        self._allowed += SHARE / (1 - SHARE) * rows * STATS_ROW_BYTES
+        self._written += rows * STATS_ROW_BYTES / (1 - WEIGHTS_SHARE - UNITS_SHARE)
 
-    def store(self, step: int, time: float, kind: str = "weight", *, always: bool = False) -> None:
-        """Store the values at this step if they are affordable, or `always`."""
-        small = [t for t in ready(self._tensors) if 0 < t.parameter.numel() <= MAX_ELEMENTS]
+    def store(
+        self, step: int, time: float, tensors: Sequence[WatchedTensor], kind: str = "weight",
+        *, always: bool = False,
+    ) -> None:  # fmt: skip
+        """Store the values of the small ones at this step if they are affordable, or `always`."""
+        if self._last_step == step or not (always or self._used < WEIGHTS_SHARE * self._written):
+            return
+        small = [t for t in tensors if 0 < t.parameter.numel() <= MAX_ELEMENTS]
         cost = sum(VALUE_ROW_BYTES + VALUE_BYTES * t.parameter.numel() for t in small)
-        affordable = self._used + cost <= self._allowed
-        if not small or self._last_step == step or not (always or affordable):
+        if not small or not (always or self._used + cost <= WEIGHTS_SHARE * self._written):
             return
         self._log.values([(step, time, t.name, kind, array_of(t.parameter)) for t in small])
         self._used += cost
         self._last_step = step if kind == "weight" else None
+
+    def store_vectors(self, step: int, time: float, vectors: Sequence[Vector]) -> None:
+        """Store what is told of single units, if it is affordable; the first ones always are."""
+        cost = sum(VALUE_ROW_BYTES + VALUE_BYTES * values.size for _, _, values in vectors)
+        if vectors and (not self._units_used or self._units_used + cost <= UNITS_SHARE * self._written):
+            self._log.values([(step, time, tensor, kind, values) for tensor, kind, values in vectors])
+            self._units_used += cost

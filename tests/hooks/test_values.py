@@ -56,7 +56,7 @@ def test_stored_values_are_the_weights(tmp_path: Path) -> None:
     model = mlp()
     weights: list[dict[str, Tensor]] = []
     run = watched_training(
-        tmp_path / "run", model, torch.optim.SGD(model.parameters(), 0.1), 30,
+        tmp_path / "run", model, torch.optim.SGD(model.parameters(), 0.1), 80,
         after_step=lambda _: weights.append(weights_of(model)),
     )  # fmt: skip
     for tensor in weights[0]:
@@ -95,6 +95,7 @@ def test_one_step_is_stored_once(tmp_path: Path) -> None:
     keys = list(
         zip(table["tensor"].to_pylist(), table["kind"].to_pylist(), table["step"].to_pylist(), strict=True)
     )
+    keys = [key for key in keys if key[1] in ("weight", "initial_weight")]
     assert len(keys) == len(set(keys)) == 8  # four tensors, before and after
     assert Run(tmp_path / "run").values("0.bias")[0].tolist() == [0]
     assert run.last_step == 0

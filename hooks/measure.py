@@ -1,0 +1,395 @@
+"""What a captured step did to each tensor, by the route that suits where its elements are.
+
+plain memory of the host: all tensors in one compiled sweep (`sweeper`); an accelerator: asynchronous
+operations there and one copy (`device`); anything else, such as double precision, complex and sparse: one by
+one (`statistics`). The rows are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ..monitor.summary import Summary
+from .device import DeviceBatch
+from .reference import Reference
+from .rows import Block, Rows, broken
+from .statistics import Array, parts_of, summarise_gradient, summarise_tensor, summarise_update
+from .sweeper import Copies, Job, Sweeper, like, plain
+from .tensors import WatchedTensor
+
+#: Matrices whose rows are output units: which of them receive gradient tells dead units without activations.
+_ROW_ROLES = {"matrix", "conv", "output"}
+
+_NO_BUCKETS, _NO_COUNTS = np.empty(0, np.int16), np.empty(0, np.int64)
+
+#: Tells the state of a tensor, given whether its gradient is known.
+Judge = Callable[[WatchedTensor, bool], str | None]
+
+
+@dataclass(slots=True)
+class _Gradient:
+    """A gradient's row, before it is written: in a block, as a summary, or on a device by ticket."""
+
+    stage: str
+    block: Block | None = None
+    job: int = 0
+    summary: Summary | None = None
+    ticket: int = -1
+    batch: DeviceBatch | None = None
+
+    @property
+    def zero(self) -> bool:
+        if self.block is not None:
+            return self.block.zero[self.job]
+        return self.summary is not None and self.summary.zeros == self.summary.count
+
+    @property
+    def squares(self) -> float:
+        if self.block is not None:
+            return self.block.squares[self.job]
+        return 0.0 if self.summary is None else _squares(self.summary)
+
+
+@dataclass(slots=True)
+class _Line:
+    """A row whose numbers are still on a device."""
+
+    ticket: int
+    row: dict[str, object]
+    gradient: int  # the gradient's ticket, -1 without
+    residual: float | None = None
+
+
+@dataclass
+class Taken:
+    """The rows of a step, and the norms over all its gradients; some may still be on a device."""
+
+    step: int
+    time: float
+    rows: Rows
+    total_sq: float = 0.0  # as the gradients came
+    used_sq: float = 0.0  # as the optimizer used them
+    clipped: bool = False
+    states: dict[str, str] = field(default_factory=dict)  # of those whose gradient turned out to be zero
+    device: DeviceBatch = field(default_factory=DeviceBatch)
+    lines: list[_Line] = field(default_factory=list)
+    norms: list[tuple[int, int]] = field(default_factory=list)  # tickets of a gradient as it came, as used
+
+    def ready(self) -> bool:
+        """Nothing is waited for any more."""
+        return not self.lines or self.device.ready()
+
+    def batch(self) -> pa.RecordBatch | None:
+        """All rows; waits for the device if need be."""
+        if self.lines:
+            self.device.wait()
+            found = self.device.results()
+            for line in self.lines:
+                zero = line.gradient >= 0 and found[line.gradient].zeros == found[line.gradient].count
+                row = line.row
+                if zero and row["state"] == "trainable":
+                    row["state"] = self.states[str(row["tensor"])] = "zero_gradient"
+                summary = found[line.ticket]
+                if line.residual is not None:
+                    summary = replace(summary, residual_sq=line.residual)
+                self.rows.add(self.step, self.time, summary=summary, **row)  # type: ignore[arg-type]
+            self.total_sq += sum(_squares(found[came]) for came, _ in self.norms)
+            self.used_sq += sum(_squares(found[used]) for _, used in self.norms)
+            self.lines, self.norms = [], []
+        return self.rows.batch(self.step, self.time)
+
+
+class Measure:
+    """Collects the rows of one captured step after the other."""
+
+    def __init__(self, reference: Reference, *, updates: bool) -> None:
+        self._reference, self._updates = reference, updates
+        self._sweeper, self._copies = Sweeper(), Copies()
+        self._before: dict[str, Array | Tensor] = {}  # copies of what is not plain
+        self._gradients: dict[str, _Gradient] = {}
+        self._plain: dict[str, bool] = {}  # of the weights, as long as the step lasts
+        self._rows = Rows()
+        self._taken = Taken(0, 0.0, self._rows)
+
+    # Before the step
+
+    def copy(self, tensors: Sequence[WatchedTensor], expected: int) -> None:
+        """Copy the trainable ones among these weights; `expected`: bytes of all that the step may change."""
+        if not self._updates:
+            return
+        names, weights = [], []
+        for tensor in tensors:
+            weight = tensor.parameter
+            if not weight.requires_grad:
+                continue
+            if self._is_plain(tensor):
+                names.append(tensor.name)
+                weights.append(weight)
+            else:
+                copy = weight.detach().clone()
+                self._before[tensor.name] = parts_of(copy) if weight.is_cpu else copy
+        if weights:
+            self._copies.take(names, weights, expected)
+
+    def take_gradients(
+        self, tensors: Sequence[WatchedTensor], scales: Mapping[int, float], stage: str = "before_clip"
+    ) -> None:
+        """Summarise the gradients of these as they are now, unless it was done in this step already.
+
+        `scales`: id of each parameter whose gradient still carries the loss scale -> that scale, divided out.
+        """
+        jobs = []
+        for tensor in tensors:
+            gradient = tensor.parameter.grad
+            if gradient is None or tensor.name in self._gradients:
+                continue
+            scale = scales.get(id(tensor.parameter), 1.0)
+            true = gradient if scale == 1.0 else gradient / scale
+            job = self._job(tensor, true, row=True)
+            if job.gradient_row:
+                jobs.append(job)
+            elif true.is_cpu:
+                summary = summarise_gradient(true, rows=tensor.role in _ROW_ROLES)
+                self._gradients[tensor.name] = _Gradient(stage, summary=summary)
+            else:
+                ticket = self._taken.device.summary(true, rows=tensor.role in _ROW_ROLES)
+                self._gradients[tensor.name] = _Gradient(stage, ticket=ticket, batch=self._taken.device)
+        if jobs:
+            block = self._sweep(jobs)
+            self._gradients |= {job.name: _Gradient(stage, block, i) for i, job in enumerate(jobs)}
+
+    def forget_gradients(self, tensors: Sequence[WatchedTensor] | None = None) -> None:
+        """What was taken of these (None: of all) does not count any more."""
+        for name in list(self._gradients) if tensors is None else [t.name for t in tensors]:
+            gradient = self._gradients.pop(name, None)
+            if gradient is not None and gradient.block is not None:
+                gradient.block.drop(gradient.job)
+
+    # After the step
+
+    def collect(
+        self, step: int, now: float, tensors: Sequence[WatchedTensor], judge: Judge,
+        *, gradients: bool = True, clips: bool = True, skipped: bool = False, kind: str = "weight",
+    ) -> dict[str, str | None]:  # fmt: skip
+        """The rows of these tensors; returns their states.
+
+        Args:
+            step, now: of the rows.
+            judge: tells a tensor's state.
+            gradients: they are of this step.
+            clips: gradients that were taken before were then clipped: the optimizer used what they are now.
+            skipped: the loss scaler skipped the step.
+            kind: what the weights are called.
+        """
+        self._taken.step, self._taken.time = step, now
+        near = [t for t in tensors if self._is_plain(t)]
+        far = [t for t in tensors if not self._is_plain(t)]
+        jobs = [
+            self._job(t, t.parameter.grad if gradients else None, row=t.name not in self._gradients)
+            for t in near
+        ]
+        if gradients:
+            fused = {job.name for job in jobs if job.gradient_row}
+            self.take_gradients([t for t in tensors if t.name not in fused], {}, "at_step")
+            if clips:
+                self._add_clipped(tensors)
+        for tensor, job in zip(near, jobs, strict=True):
+            self._add_weight(job, tensor)
+        block = self._sweep(jobs)
+        block.rename = {"weight": kind}
+        self._gradients |= {
+            j.name: _Gradient("at_step", block, i) for i, j in enumerate(jobs) if j.gradient_row
+        }
+        states: dict[str, str | None] = {}
+        for tensor in tensors:
+            state = self._add_gradient(tensor, judge, clips, skipped) if gradients else judge(tensor, False)
+            states[tensor.name] = state
+        for i, (tensor, job) in enumerate(zip(near, jobs, strict=True)):
+            block.decide(i, states[tensor.name], skipped=skipped)
+            if job.reference is None:
+                self._add_drift(tensor, states[tensor.name], skipped)
+        for tensor in far:
+            add = self._add_single if tensor.parameter.is_cpu else self._add_on_device
+            add(tensor, states[tensor.name], skipped, kind)
+        return states
+
+    def _is_plain(self, tensor: WatchedTensor) -> bool:
+        known = self._plain.get(tensor.name)
+        if known is None:
+            known = self._plain[tensor.name] = plain(tensor.parameter)
+        return known
+
+    def _job(self, tensor: WatchedTensor, gradient: Tensor | None, *, row: bool) -> Job:
+        """Of a tensor whose gradient (or itself) may not be plain: then the job has none."""
+        weight = tensor.parameter
+        shape = weight.shape
+        job = Job(tensor.name, weight.numel())
+        if gradient is not None and gradient.shape == shape and plain(gradient) and self._is_plain(tensor):
+            job.gradient, job.gradient_row = like(gradient, weight), row
+            if row and tensor.role in _ROW_ROLES and len(shape) > 1 and job.count:
+                job.units = shape[0] if shape[0] == 1 or weight.stride(0) * shape[0] == job.count else 0
+        return job
+
+    def _sweep(self, jobs: Sequence[Job]) -> Block:
+        block = self._sweeper.run(jobs)
+        self._rows.extend(block)
+        return block
+
+    def _add_weight(self, job: Job, tensor: WatchedTensor) -> None:
+        weight = tensor.parameter
+        job.weight, job.before = weight, self._copies.address(tensor.name)
+        if weight.is_contiguous():  # references are row-major
+            reference, residual = self._reference.stored(tensor.name)
+            if reference is not None and plain(reference) and reference.numel() == job.count:
+                job.reference, job.residual = reference, residual
+
+    def _add_gradient(self, tensor: WatchedTensor, judge: Judge, clips: bool, skipped: bool) -> str | None:
+        """The row of its gradient, if there is one; the tensor's state."""
+        gradient = self._gradients.pop(tensor.name, None)
+        if gradient is None:
+            return judge(tensor, False)
+        state = judge(tensor, True)
+        if (
+            gradient.batch is not None and gradient.batch is not self._taken.device
+        ):  # taken for an earlier write
+            gradient.batch.wait()
+            gradient.summary, gradient.ticket = gradient.batch.results()[gradient.ticket], -1
+        if gradient.zero and state == "trainable":
+            state = "zero_gradient"
+        unchanged = gradient.stage == "at_step" or not clips
+        if gradient.ticket >= 0:
+            self._line(gradient.ticket, tensor, "gradient", state, skipped, gradient.ticket, gradient.stage)
+            if unchanged:
+                self._taken.norms.append((gradient.ticket, gradient.ticket))
+            return state
+        if gradient.block is not None:
+            gradient.block.decide(gradient.job, state, skipped=skipped, stage=gradient.stage)
+        elif gradient.summary is not None:
+            self._add(tensor, "gradient", gradient.summary, state, skipped, gradient.stage)
+        self._taken.total_sq += gradient.squares
+        self._taken.used_sq += gradient.squares if unchanged else 0.0
+        return state
+
+    def _add_clipped(self, tensors: Sequence[WatchedTensor]) -> None:
+        """Gradients that were taken before clipping, as they are now."""
+        near = []
+        for tensor in tensors:
+            taken, gradient = self._gradients.get(tensor.name), tensor.parameter.grad
+            if taken is None or taken.stage == "at_step" or gradient is None:
+                continue
+            self._taken.clipped = True
+            if taken.ticket >= 0 and taken.batch is self._taken.device:
+                self._taken.norms.append((taken.ticket, self._taken.device.summary(gradient.detach())))
+            elif gradient.is_cpu:
+                gradient = gradient.detach()
+                near.append(gradient.coalesce().values() if gradient.is_sparse else gradient)
+        if near:
+            norms = torch.stack([torch.linalg.vector_norm(g, dtype=_double(g)) for g in near])
+            self._taken.used_sq += float(norms.square().sum())
+
+    def _add_drift(self, tensor: WatchedTensor, state: str | None, skipped: bool) -> None:
+        drift = self._reference.measure(tensor.name, tensor.parameter)
+        if drift is not None:
+            self._add(tensor, "drift", drift, state, skipped)
+
+    def _add_single(self, tensor: WatchedTensor, state: str | None, skipped: bool, kind: str) -> None:
+        """The rows of a tensor on the host that is not plain."""
+        weight, gradient = tensor.parameter, tensor.parameter.grad
+        self._add(tensor, kind, summarise_tensor(weight), state, skipped)
+        before = self._before.pop(tensor.name, None)
+        if before is not None and not isinstance(before, Tensor):
+            self._add(tensor, "update", summarise_update(before, weight, gradient), state, skipped)
+        self._add_drift(tensor, state, skipped)
+
+    def _add_on_device(self, tensor: WatchedTensor, state: str | None, skipped: bool, kind: str) -> None:
+        """The rows of a tensor on an accelerator: asked for, not waited for."""
+        device, weight = self._taken.device, tensor.parameter.detach()
+        gradient = tensor.parameter.grad
+        own = next(
+            (line.ticket for line in reversed(self._taken.lines) if line.row["tensor"] == tensor.name), -1
+        )
+        self._line(device.summary(weight), tensor, kind, state, skipped, own)
+        before = self._before.pop(tensor.name, None)
+        if isinstance(before, Tensor):
+            ticket = device.update(before, weight, None if gradient is None else gradient.detach())
+            self._line(ticket, tensor, "update", state, skipped, own)
+        reference, residual = self._reference.stored(tensor.name)
+        if reference is not None and reference.device == weight.device:
+            self._line(
+                device.drift(weight, reference), tensor, "drift", state, skipped, own, residual=residual
+            )
+        elif reference is None:
+            self._add_drift(tensor, state, skipped)
+
+    def _line(
+        self, ticket: int, tensor: WatchedTensor, kind: str, state: str | None, skipped: bool, gradient: int,
+        stage: str | None = None, residual: float | None = None,
+    ) -> None:  # fmt: skip
+        row = {"tensor": tensor.name, "kind": kind, "state": state, "skipped": skipped, "stage": stage}
+        self._taken.lines.append(_Line(ticket, row, gradient, residual))
+
+    def _add(
+        self, tensor: WatchedTensor, kind: str, summary: Summary, state: str | None, skipped: bool,
+        stage: str | None = None,
+    ) -> None:  # fmt: skip
+        self._rows.add(
+            self._taken.step, self._taken.time, tensor.name, kind, summary,
+            stage=stage, state=state, skipped=skipped,
+        )  # fmt: skip
+
+    def norms(self, step: int, now: float, tensors: Sequence[WatchedTensor]) -> None:
+        """The norm of each gradient, and no more."""
+        self._taken.step, self._taken.time = step, now
+        for tensor in tensors:
+            gradient = tensor.parameter.grad
+            if gradient is None:
+                continue
+            if not gradient.is_cpu:
+                ticket = self._taken.device.summary(gradient.detach())
+                self._line(ticket, tensor, "gradient_norm", None, False, -1)
+                continue
+            values = gradient.coalesce().values() if gradient.is_sparse else gradient
+            norm = float(torch.linalg.vector_norm(values.detach(), dtype=_double(values)))
+            if math.isfinite(norm):
+                found = Summary(count=gradient.numel(), sum_sq=norm * norm, min=math.nan, max=math.nan)
+            else:
+                found = replace(summarise_tensor(gradient), buckets=_NO_BUCKETS, counts=_NO_COUNTS)
+            self._add(tensor, "gradient_norm", found, None, False)
+
+    def add(self, step: int, now: float, name: str, kind: str, summary: Summary) -> None:
+        """A row of something else than a parameter."""
+        self._taken.step, self._taken.time = step, now
+        self._rows.add(step, now, name, kind, summary)
+
+    def taken(self) -> Taken:
+        """What was collected; begins anew. What is on a device is on its way."""
+        taken, self._taken = self._taken, Taken(0, 0.0, self._rows)
+        if taken.lines:
+            taken.device.send()
+        return taken
+
+    def step_is_over(self, *, keep_memory: bool) -> None:
+        """What was copied and taken and not collected is forgotten."""
+        self.forget_gradients()
+        self._before.clear()
+        self._plain.clear()
+        if keep_memory:
+            self._copies.clear()
+        else:
+            self._copies.release()
+
+
+def _double(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64
+
+
+def _squares(summary: Summary) -> float:
+    """Sum of squares; not finite when an element is not."""
+    return summary.sum_sq + broken(summary.nans, summary.pos_infs + summary.neg_infs)
