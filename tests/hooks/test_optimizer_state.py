@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from trainings import batch, loss_of, mlp, train
+from trainings import batch, loss_of, mlp, train, watched_training
 
 from layerwatch.hooks import optimizer_state
 from layerwatch.hooks.optimizer_state import on_device, summaries
@@ -251,3 +252,23 @@ def test_the_operations_of_a_device_agree(kind: str) -> None:
         assert summary.sum_sq == pytest.approx(wanted[key].sum_sq)
         assert np.array_equal(summary.counts, wanted[key].counts)
         assert summary.dot == pytest.approx(wanted[key].dot)
+
+
+def test_a_run_holds_the_state_of_every_tenth_capture(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, eps=0.03)
+    truth: dict[int, tuple[float, float]] = {}
+
+    def look(step: int) -> None:
+        p = model.get_parameter("0.weight")
+        hat = optimizer.state[p]["exp_avg_sq"].double() / (1 - 0.999 ** (step + 1))
+        assert p.grad is not None
+        ratio = p.grad.double().square() / hat.clamp(min=0.03**2)
+        truth[step] = (float(ratio.mean().sqrt()), float((hat.sqrt() < 0.03).double().mean()))
+
+    run = watched_training(tmp_path / "run", model, optimizer, 25, after_step=look)
+    frame = run.stats("second_moment", "0.weight")
+    assert frame["step"].tolist() == run.stats("momentum", "0.weight")["step"].tolist() == [0, 10, 20]
+    for line in frame.to_dict("records"):
+        assert (line["rms_ratio"], line["below_epsilon"]) == pytest.approx(truth[line["step"]], rel=1e-6)
+    assert 0 < frame["below_epsilon"].iloc[-1] < 1
