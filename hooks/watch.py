@@ -136,7 +136,7 @@ def watch(
     if first_step and log is not None and reference == "start":
         text = f"resumed at step {first_step}: drift from there on is measured from the weights at that step"
         log.update_info(notes=[*info["notes"], text])
-    return Watcher(log, path, models, list(tensors), optimizers, cadence, settings, on_finding, first_step)
+    return Watcher(log, path, models, tensors, optimizers, cadence, settings, on_finding, first_step)
 
 
 def _models(model: Models) -> list[nn.Module]:

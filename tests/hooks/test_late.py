@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,13 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
+from trainings import Weights, column, failures, gradients_of, norm, train, weights_of
 
+from layerwatch import Run, watch
 from layerwatch.hooks.tensors import Tensors
+
+#: A run, and what plain torch saw: weights after, and gradients at each step.
+Watching = tuple[Run, list[Weights], list[Weights]]
 
 
 class Body(nn.Module):
@@ -289,3 +295,110 @@ def test_looking_costs_next_to_nothing() -> None:
         tensors.refresh()
         best = min(best, time.perf_counter() - start)
     assert best / len(tensors) < 400e-9
+
+
+# In a training ----------------------------------------------------------------------------------------------
+
+
+def _grown(
+    path: Path, change: Callable[[nn.Module, torch.optim.Optimizer], object], *, every: int = 1
+) -> Watching:
+    """Trains for six steps; the change happens after the third."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    weights: list[Weights] = []
+    gradients: list[Weights] = []
+
+    def after_step(step: int) -> None:
+        weights.append(weights_of(model))
+        if step == 2:
+            change(model, optimizer)
+
+    watcher = watch(model, optimizer, run=path, every=every)
+    train(
+        model,
+        optimizer,
+        6,
+        after_step=after_step,
+        after_backward=lambda _: gradients.append(gradients_of(model)),
+    )
+    watcher.close()
+    assert failures(watcher) == ""
+    return Run(path), weights, gradients
+
+
+def assert_true_rows(watching: Watching, tensor: str, steps: Sequence[int]) -> None:
+    """Weight, gradient and update of these steps, and of no others, against copies made by plain torch."""
+    run, weights, gradients = watching
+    assert sorted(column(run, "weight", "norm", tensor)) == list(steps)
+    assert sorted(column(run, "gradient", "norm", tensor)) == list(steps)
+    for step in steps:
+        now = weights[step][tensor]
+        assert column(run, "weight", "norm", tensor)[step] == pytest.approx(norm(now), rel=1e-9)
+        assert column(run, "gradient", "norm", tensor)[step] == pytest.approx(
+            norm(gradients[step][tensor]), rel=1e-9
+        )
+        before = weights[step - 1].get(tensor) if step else None
+        if before is not None and before.shape == now.shape:
+            true = norm(now.double() - before.double())
+            assert column(run, "update", "norm", tensor)[step] == pytest.approx(true, rel=1e-6, abs=1e-12)
+
+
+def _add(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    assert isinstance(model, nn.Sequential)
+    model.append(nn.Linear(3, 2))
+    optimizer.add_param_group({"params": list(model[2].parameters()), "lr": 0.5})
+
+
+def test_a_module_added_to_model_and_optimizer_is_in_the_next_capture(tmp_path: Path) -> None:
+    watching = _grown(tmp_path / "run", _add)
+    for tensor in ("2.weight", "2.bias"):
+        assert_true_rows(watching, tensor, [3, 4, 5])
+        assert set(column(watching[0], "weight", "state", tensor).values()) == {"trainable"}
+        assert sorted(column(watching[0], "update", "norm", tensor)) == [3, 4, 5]
+    for tensor in ("0.weight", "1.bias"):
+        assert_true_rows(watching, tensor, range(6))
+    table = watching[0].tensors().set_index("tensor")
+    shapes = {"0.weight": [4, 8], "0.bias": [4], "1.weight": [3, 4], "1.bias": [3]}
+    assert table["shape"].to_dict() == shapes | {"2.weight": [2, 3], "2.bias": [2]}
+    assert table.loc["1.weight", "role"] == "output"
+
+
+def _assign_all(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """New parameters under the old names, as after loading a checkpoint by assignment."""
+    model.load_state_dict({k: v.clone() * 2 for k, v in model.state_dict().items()}, assign=True)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+
+
+def test_parameters_that_are_replaced_are_followed(tmp_path: Path) -> None:
+    watching = _grown(tmp_path / "run", _assign_all)
+    run, weights, gradients = watching
+    for tensor in ("0.weight", "0.bias", "1.weight", "1.bias"):
+        assert sorted(column(run, "weight", "norm", tensor)) == list(range(6))
+        for step in range(6):
+            assert column(run, "weight", "norm", tensor)[step] == pytest.approx(
+                norm(weights[step][tensor]), rel=1e-9
+            )
+            assert column(run, "gradient", "norm", tensor)[step] == pytest.approx(
+                norm(gradients[step][tensor]), rel=1e-9
+            )
+        true = norm(weights[3][tensor].double() - 2 * weights[2][tensor].double())
+        assert column(run, "update", "norm", tensor)[3] == pytest.approx(true, rel=1e-6)
+
+
+def test_a_part_that_is_taken_away_has_no_more_rows(tmp_path: Path) -> None:
+    def drop(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        assert isinstance(model, nn.Sequential)
+        optimizer.param_groups[0]["params"] = list(model[0].parameters())
+        del model[1]
+
+    watching = _grown(tmp_path / "run", drop)
+    assert_true_rows(watching, "1.weight", [0, 1, 2])
+    assert_true_rows(watching, "0.weight", range(6))
+
+
+def test_the_next_capture_may_be_later(tmp_path: Path) -> None:
+    watching = _grown(tmp_path / "run", _add, every=2)
+    assert sorted(column(watching[0], "gradient", "norm", "2.weight")) == [4]
+    assert sorted(column(watching[0], "weight", "norm", "2.weight")) == [4, 5]
