@@ -39,7 +39,7 @@ class Capture:
         self._log, self._tensors, self._settings = log, tensors, settings
         self.tap = ActivationTap(models if settings.activations else [], guard)
         self.without_optimizer = False  # states are judged as if every tensor were in one
-        self.gradient_norm: float | None = 0.0  # of the last capture; None while a device has it
+        self.norms: list[tuple[int, float]] = []  # step and gradients' norm of captures, for who takes them
         self._values = Values(log)
         self._reference = settings.reference or Reference()
         self._measure = Measure(self._reference, updates=settings.updates)
@@ -306,7 +306,6 @@ class Capture:
     def _write(self, taken: Taken, scalars: dict[str, float]) -> None:
         """Write these rows, now if they are here and in order, else when the device has sent them."""
         self._waiting.append((taken, scalars))
-        self.gradient_norm = None
         self.settle()
 
     def settle(self, *, wait: bool = False) -> None:
@@ -316,8 +315,8 @@ class Capture:
             batch = taken.batch()
             self._states |= taken.states
             if scalars:
-                self.gradient_norm = math.sqrt(taken.total_sq)
-                scalars["grad_norm"] = self.gradient_norm
+                scalars["grad_norm"] = math.sqrt(taken.total_sq)
+                self.norms.append((taken.step, scalars["grad_norm"]))
                 if taken.clipped:
                     scalars["clip_ratio"] = (
                         math.sqrt(taken.used_sq / taken.total_sq) if taken.total_sq else 1.0

@@ -179,6 +179,7 @@ class Follower:
             return
         self._completed, self.steps.complete = step, True
         self.scalars.flush()
+        self.capture.settle()
         self._clipping.stepped()
         self.recorder.finish(step, self._rates, self._scaling.scale)
         self._tell(self.recorder.arrived())
@@ -187,6 +188,10 @@ class Follower:
         elif self._settings.step_norms and not self._norms_taken:
             self.capture.step_norms(step)
         self._norms_taken = False
+        self.capture.settle()
+        while self.capture.norms:
+            captured, norm = self.capture.norms.pop(0)
+            self._tell(self.recorder.captured(captured, norm, scaled=self._scaling.active))
         self._arm()
 
     def _write_capture(self, step: int) -> None:
@@ -196,8 +201,6 @@ class Follower:
         cost = self.capture.complete(
             step, self._optimizers, self._cadence.overhead, all_known=all_known, waiting=waiting
         )
-        norm = self.capture.gradient_norm
-        self._tell(self.recorder.captured(step, norm, scaled=self._scaling.active))
         self._cadence.captured(step, cost)
         if self._live.report_if_due():
             self._cadence.look_closer(step, now=False)
@@ -208,11 +211,12 @@ class Follower:
         owner = self._clipping.owner(clipped)
         if owner is None:
             return
-        if not self.steps.complete and any(
-            self.steps.has_stepped(o) and scaler.owns(o, owner.parameter) for o in self._optimizers
-        ):
-            self._next_step()  # an optimizer that has stepped in this step is about to step again
-        step = self.steps.coming
+        if any(self.steps.has_stepped(o) and scaler.owns(o, owner.parameter) for o in self._optimizers):
+            if self._late or not self.steps.complete:
+                self._next_step()  # an optimizer that has stepped in this step is about to step again
+            step = self.steps.coming
+        else:
+            step = self.steps.number
         if norm is not None:
             total = self._clipping.total(clipped, norm)
             scale = scaler.scale_in(self._scaling.scaler, self._optimizers, owner.parameter)

@@ -29,6 +29,8 @@ _ROW_ROLES = {"matrix", "conv", "output"}
 
 _NO_BUCKETS, _NO_COUNTS = np.empty(0, np.int16), np.empty(0, np.int64)
 
+SWEEP, SINGLE, DEVICE = "sweep", "single", "device"
+
 #: Tells the state of a tensor, given whether its gradient is known.
 Judge = Callable[[WatchedTensor, bool], str | None]
 
@@ -97,6 +99,8 @@ class Taken:
                 if zero and row["state"] == "trainable":
                     row["state"] = self.states[str(row["tensor"])] = "zero_gradient"
                 summary = found[line.ticket]
+                if row["kind"] == "gradient_norm":
+                    summary = _norm_alone(summary)
                 if line.residual is not None:
                     summary = replace(summary, residual_sq=line.residual)
                 self.rows.add(self.step, self.time, summary=summary, **row)  # type: ignore[arg-type]
@@ -114,7 +118,7 @@ class Measure:
         self._sweeper, self._copies = Sweeper(), Copies()
         self._before: dict[str, Array | Tensor] = {}  # copies of what is not plain
         self._gradients: dict[str, _Gradient] = {}
-        self._plain: dict[str, bool] = {}  # of the weights, as long as the step lasts
+        self._routes: dict[str, str] = {}  # as long as the step lasts
         self._rows = Rows()
         self._taken = Taken(0, 0.0, self._rows)
 
@@ -129,12 +133,13 @@ class Measure:
             weight = tensor.parameter
             if not weight.requires_grad:
                 continue
-            if self._is_plain(tensor):
+            route = self._route(tensor)
+            if route == SWEEP:
                 names.append(tensor.name)
                 weights.append(weight)
             else:
                 copy = weight.detach().clone()
-                self._before[tensor.name] = parts_of(copy) if weight.is_cpu else copy
+                self._before[tensor.name] = parts_of(copy) if route == SINGLE else copy
         if weights:
             self._copies.take(names, weights, expected)
 
@@ -155,7 +160,7 @@ class Measure:
             job = self._job(tensor, true, row=True)
             if job.gradient_row:
                 jobs.append(job)
-            elif true.is_cpu:
+            elif self._route(tensor) != DEVICE:
                 summary = summarise_gradient(true, rows=tensor.role in _ROW_ROLES)
                 self._gradients[tensor.name] = _Gradient(stage, summary=summary)
             else:
@@ -189,8 +194,7 @@ class Measure:
             kind: what the weights are called.
         """
         self._taken.step, self._taken.time = step, now
-        near = [t for t in tensors if self._is_plain(t)]
-        far = [t for t in tensors if not self._is_plain(t)]
+        near = [t for t in tensors if self._route(t) == SWEEP]
         jobs = [
             self._job(t, t.parameter.grad if gradients else None, row=t.name not in self._gradients)
             for t in near
@@ -215,15 +219,17 @@ class Measure:
             block.decide(i, states[tensor.name], skipped=skipped)
             if job.reference is None:
                 self._add_drift(tensor, states[tensor.name], skipped)
-        for tensor in far:
-            add = self._add_single if tensor.parameter.is_cpu else self._add_on_device
-            add(tensor, states[tensor.name], skipped, kind)
+        for tensor in tensors:
+            if self._route(tensor) == SINGLE:
+                self._add_single(tensor, states[tensor.name], skipped, kind)
+            elif self._route(tensor) == DEVICE:
+                self._add_on_device(tensor, states[tensor.name], skipped, kind)
         return states
 
-    def _is_plain(self, tensor: WatchedTensor) -> bool:
-        known = self._plain.get(tensor.name)
+    def _route(self, tensor: WatchedTensor) -> str:
+        known = self._routes.get(tensor.name)
         if known is None:
-            known = self._plain[tensor.name] = plain(tensor.parameter)
+            known = self._routes[tensor.name] = route_of(tensor.parameter)
         return known
 
     def _job(self, tensor: WatchedTensor, gradient: Tensor | None, *, row: bool) -> Job:
@@ -231,7 +237,9 @@ class Measure:
         weight = tensor.parameter
         shape = weight.shape
         job = Job(tensor.name, weight.numel())
-        if gradient is not None and gradient.shape == shape and plain(gradient) and self._is_plain(tensor):
+        if gradient is None or self._route(tensor) != SWEEP:
+            return job
+        if gradient.shape == shape and plain(gradient):
             job.gradient, job.gradient_row = like(gradient, weight), row
             if row and tensor.role in _ROW_ROLES and len(shape) > 1 and job.count:
                 job.units = shape[0] if shape[0] == 1 or weight.stride(0) * shape[0] == job.count else 0
@@ -287,7 +295,7 @@ class Measure:
             self._taken.clipped = True
             if taken.ticket >= 0 and taken.batch is self._taken.device:
                 self._taken.norms.append((taken.ticket, self._taken.device.summary(gradient.detach())))
-            elif gradient.is_cpu:
+            elif taken.ticket < 0:
                 gradient = gradient.detach()
                 near.append(gradient.coalesce().values() if gradient.is_sparse else gradient)
         if near:
@@ -351,17 +359,15 @@ class Measure:
             gradient = tensor.parameter.grad
             if gradient is None:
                 continue
-            if not gradient.is_cpu:
+            if self._route(tensor) == DEVICE:
                 ticket = self._taken.device.summary(gradient.detach())
                 self._line(ticket, tensor, "gradient_norm", None, False, -1)
                 continue
             values = gradient.coalesce().values() if gradient.is_sparse else gradient
             norm = float(torch.linalg.vector_norm(values.detach(), dtype=_double(values)))
-            if math.isfinite(norm):
-                found = Summary(count=gradient.numel(), sum_sq=norm * norm, min=math.nan, max=math.nan)
-            else:
-                found = replace(summarise_tensor(gradient), buckets=_NO_BUCKETS, counts=_NO_COUNTS)
-            self._add(tensor, "gradient_norm", found, None, False)
+            finite = math.isfinite(norm)
+            found = Summary(gradient.numel(), sum_sq=norm * norm) if finite else summarise_tensor(gradient)
+            self._add(tensor, "gradient_norm", _norm_alone(found), None, False)
 
     def add(self, step: int, now: float, name: str, kind: str, summary: Summary) -> None:
         """A row of something else than a parameter."""
@@ -379,11 +385,24 @@ class Measure:
         """What was copied and taken and not collected is forgotten."""
         self.forget_gradients()
         self._before.clear()
-        self._plain.clear()
+        self._routes.clear()
         if keep_memory:
             self._copies.clear()
         else:
             self._copies.release()
+
+
+def _norm_alone(summary: Summary) -> Summary:
+    """What is known when only the norm was asked for; what is not finite is counted all the same."""
+    return replace(
+        summary, sum=math.nan, min=math.nan, max=math.nan, zeros=0, subnormals=0,
+        buckets=_NO_BUCKETS, counts=_NO_COUNTS,
+    )  # fmt: skip
+
+
+def route_of(weight: Tensor) -> str:
+    """By which route a tensor is measured."""
+    return SWEEP if plain(weight) else SINGLE if weight.is_cpu or weight.device.type == "mps" else DEVICE
 
 
 def _double(tensor: Tensor) -> torch.dtype:

@@ -95,17 +95,17 @@ class Recorder:
         """
         return self._see(self._at(step), "grad_norm", value, judge=not scaled)
 
-    def captured(self, step: int, norm: float, *, scaled: bool) -> Accident | None:
+    def captured(self, step: int, norm: float | None, *, scaled: bool) -> Accident | None:
         """The gradients' norm, from the rows of a captured step: complements what clipping did not tell."""
         record = self._at(step)
-        if record.grad_norm is not None or record.coming:
+        if norm is None or record.grad_norm is not None or record.coming:
             return None
         record.grad_norm = norm
         return None if scaled or math.isfinite(norm) else self._judge(record, "grad_norm", norm)
 
     def _at(self, step: int) -> Record:
-        if self._ring and self._ring[-1].step >= step:
-            return self._ring[-1]
+        if self._ring and self._ring[-1].step >= step:  # what a device has sent may be of an earlier one
+            return next((r for r in reversed(self._ring) if r.step == step), self._ring[-1])
         self._open.step = step
         return self._open
 
