@@ -175,7 +175,7 @@ def test_an_optimizer_that_comes_later_ends_it_for_good(tmp_path: Path) -> None:
         assert watcher.step == 5
         assert failures(watcher) == ""
     run = Run(tmp_path / "run")
-    assert [o["class"] if "class" in o else o for o in run.info["optimizers"]] != []
+    assert len(run.info["optimizers"]) == 1
     gradient = run.stats("gradient", "0.weight")
     assert gradient["step"].tolist() == list(range(6))
     assert gradient["norm"].tolist() == pytest.approx([norm(g["0.weight"]) for g in gradients], rel=1e-6)

@@ -11,7 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_  # as users import them
-from trainings import batch, column, gradients_of, loss_of, mlp, norm, train, watched_training, weights_of
+from trainings import (
+    batch,
+    column,
+    failures,
+    gradients_of,
+    loss_of,
+    mlp,
+    norm,
+    train,
+    watched_training,
+    weights_of,
+)
 
 from layerwatch import Run, watch
 
@@ -368,3 +379,222 @@ def test_the_learning_rate_is_logged_with_captures_and_when_it_changes(tmp_path:
     assert rates["step"].tolist() == [0, 2, 3, 4]
     assert rates["value"].tolist() == pytest.approx([1, 0.1, 0.1, 0.01])
     assert run.scalars("lr/1")["value"].tolist() == pytest.approx([0.5, 0.05, 0.05, 0.005])
+
+
+# Loops that are not plain -----------------------------------------------------------------------------------
+
+
+def expect_gradients(run: Run, name: str, truth: dict[int, Tensor], stage: str) -> None:
+    """The gradient rows of a tensor are exactly these, at this stage."""
+    assert column(run, "gradient", "norm", name) == {
+        s: pytest.approx(norm(g), rel=1e-6, abs=1e-12) for s, g in truth.items()
+    }
+    assert set(run.stats("gradient", name)["stage"]) == {stage}
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("seldom_first", [True, False])
+def test_clipping_with_an_optimizer_that_steps_now_and_then(
+    tmp_path: Path, given: bool, every: int, seldom_first: bool
+) -> None:
+    torch.manual_seed(0)
+    often, seldom = nn.Linear(2, 1), nn.Linear(2, 2)
+    of_often, of_seldom = (torch.optim.SGD(m.parameters(), 0.1) for m in (often, seldom))
+    truth: dict[str, dict[int, Tensor]] = {"Linear0.weight": {}, "Linear1.weight": {}}
+    optimizers = [of_often, of_seldom] if given else None
+    with watch([often, seldom], optimizers, run=tmp_path / "run", every=every) as watcher:
+        for iteration in range(9):
+            for model in (often, seldom):
+                model.zero_grad()
+            loss_of(often(seldom(batch(iteration, features=2)))).backward()
+            raw = [gradients_of(m)["weight"] for m in (often, seldom)]
+            turns = [(0, often, of_often)]
+            if iteration % 3 == 2:
+                turns.insert(0 if seldom_first else 1, (1, seldom, of_seldom))
+            for index, model, optimizer in turns:
+                clip_grad_norm_(model.parameters(), 0.01)
+                optimizer.step()
+                truth[f"Linear{index}.weight"][watcher.step] = raw[index]
+            assert watcher.step == iteration
+        assert failures(watcher) == ""
+    run = Run(tmp_path / "run")
+    assert len(truth["Linear1.weight"]) == 3
+    for name, seen in truth.items():
+        expect_gradients(run, name, {s: g for s, g in seen.items() if s % every == 0}, "before_clip")
+    weights = run.stats("weight")
+    assert not weights.duplicated(["step", "tensor"]).any()
+    assert (weights.groupby("step").size() == 4).all()
+    updates = run.stats("update", "Linear1.weight")
+    moved = updates[updates["norm"] > 0]
+    assert moved["step"].tolist() == [s for s in truth["Linear1.weight"] if s % every == 0]
+    assert not run.stats("activation").duplicated(["step", "tensor"]).any()
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_a_step_that_is_not_made_after_clipping(tmp_path: Path, to_none: bool) -> None:
+    """A loop that skips bad batches: the next step's gradient is its own."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    used, ratios = [], []
+    with watch(model, optimizer, run=tmp_path / "run", every=1):
+        for iteration in range(6):
+            loss_of(model(batch(iteration))).backward()
+            raw = gradients_of(model)
+            clip_grad_norm_(model.parameters(), 0.01)
+            if iteration % 2 == 1:
+                used.append(raw)
+                whole, cut = (
+                    sum(norm(g) ** 2 for g in each.values()) ** 0.5 for each in (raw, gradients_of(model))
+                )
+                ratios.append(cut / whole)
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=to_none)
+    run = Run(tmp_path / "run")
+    for name in used[0]:
+        expect_gradients(run, name, {s: used[s][name] for s in range(3)}, "before_clip")
+    assert run.scalars("clip_ratio")["value"].tolist() == pytest.approx(ratios, rel=1e-5)
+    norms = [sum(norm(g) ** 2 for g in each.values()) ** 0.5 for each in used]
+    assert run.scalars("grad_norm")["value"].tolist() == pytest.approx(norms, rel=1e-6)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_closure_that_accumulates(tmp_path: Path, clip: bool) -> None:
+    """As Lightning does it: forward, backward and clipping happen inside `optimizer.step(closure)`."""
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    raw, weights = [], [weights_of(model)]
+    with watch(model, run=tmp_path / "run", every=1) as watcher:
+        for step in range(4):
+            loss_of(model(batch(10 * step))).backward()  # a micro-batch before the one that steps
+
+            def closure(step: int = step) -> Tensor:
+                loss = loss_of(model(batch(10 * step + 1)))
+                loss.backward()
+                raw.append(gradients_of(model))
+                if clip:
+                    clip_grad_norm_(model.parameters(), 0.01)
+                return loss
+
+            optimizer.step(closure)  # type: ignore[arg-type]
+            optimizer.zero_grad()
+            weights.append(weights_of(model))
+            assert watcher.step == step
+    run = Run(tmp_path / "run")
+    for name in raw[0]:
+        expect_gradients(run, name, {s: raw[s][name] for s in range(4)}, "before_clip" if clip else "at_step")
+        assert column(run, "update", "norm", name) == {
+            s: pytest.approx(norm(weights[s + 1][name] - weights[s][name]), rel=1e-6) for s in range(4)
+        }
+    assert run.stats("activation", "0")["samples"].tolist() == [64] * 4
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_gan_whose_discriminator_keeps_stale_gradients(tmp_path: Path, clip: bool, given: bool) -> None:
+    """The generator's backward reaches the discriminator, and nobody clears that: its next step uses it."""
+    torch.manual_seed(0)
+    generator, discriminator = nn.Linear(4, 2), nn.Linear(2, 1)
+    of_g, of_d = (torch.optim.SGD(m.parameters(), 0.05) for m in (generator, discriminator))
+    truth: dict[str, dict[int, Tensor]] = {"Linear0.weight": {}, "Linear1.weight": {}}
+    optimizers = [of_g, of_d] if given else None
+    with watch([generator, discriminator], optimizers, run=tmp_path / "run", every=1):
+        for step in range(5):
+            fake = generator(batch(step, 16, 4))
+            (
+                discriminator(fake.detach()).square().mean() - discriminator(batch(step, 16, 2)).mean()
+            ).backward()
+            truth["Linear1.weight"][step] = gradients_of(discriminator)["weight"]
+            if clip:
+                clip_grad_norm_(discriminator.parameters(), 0.01)
+            of_d.step()
+            discriminator.zero_grad()
+            of_g.zero_grad()
+            (-discriminator(fake).mean()).backward()  # and this stays in the discriminator
+            truth["Linear0.weight"][step] = gradients_of(generator)["weight"]
+            if clip:
+                clip_grad_norm_(generator.parameters(), 0.01)
+            of_g.step()
+    run = Run(tmp_path / "run")
+    for name, seen in truth.items():
+        expect_gradients(run, name, seen, "before_clip" if clip else "at_step")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_optimizers_that_step_inside_backward(tmp_path: Path, given: bool) -> None:
+    model = mlp()
+    of = {p: torch.optim.SGD([p], 0.1) for p in model.parameters()}
+    names = {p: name for name, p in model.named_parameters()}
+    truth: list[dict[str, Tensor]] = []
+    weights = [weights_of(model)]
+
+    def step_now(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        truth[-1][names[parameter]] = parameter.grad.clone()  # type: ignore[index]
+        of[parameter].step()  # type: ignore[index]
+        of[parameter].zero_grad()  # type: ignore[index]
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step_now)
+    with watch(model, list(of.values()) if given else None, run=tmp_path / "run", every=1) as watcher:
+        for step in range(4):
+            truth.append({})
+            loss_of(model(batch(step))).backward()
+            weights.append(weights_of(model))
+            assert watcher.step == step
+        assert failures(watcher) == ""
+    run = Run(tmp_path / "run")
+    for name in weights[0]:
+        expect_gradients(run, name, {s: truth[s][name] for s in range(4)}, "at_step")
+        assert column(run, "update", "norm", name) == {
+            s: pytest.approx(norm(weights[s + 1][name] - weights[s][name]), rel=1e-6) for s in range(4)
+        }
+    assert not run.stats("weight").duplicated(["step", "tensor"]).any()
+
+
+def test_gradients_that_are_cleared_to_zero(tmp_path: Path) -> None:
+    """A layer that is left out keeps a zero gradient, and still moves by momentum."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "seldom": nn.Linear(4, 4)})
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    weights, gradients = [weights_of(model)], []
+    with watch(model, optimizer, run=tmp_path / "run", every=1):
+        for step in range(4):
+            optimizer.zero_grad(set_to_none=False)
+            x = model["used"](batch(step, features=4))
+            loss_of(model["seldom"](x) if step < 2 else x).backward()
+            gradients.append(gradients_of(model))
+            optimizer.step()
+            weights.append(weights_of(model))
+    run = Run(tmp_path / "run")
+    for name in weights[0]:
+        expect_gradients(run, name, {s: gradients[s][name] for s in range(4)}, "at_step")
+        assert column(run, "update", "norm", name) == {
+            s: pytest.approx(norm(weights[s + 1][name] - weights[s][name]), rel=1e-6) for s in range(4)
+        }
+    found = run.stats("gradient", "seldom.weight")
+    assert found["norm"].tolist()[2:] == [0.0, 0.0]
+    assert found["state"].tolist() == ["trainable", "trainable", "zero_gradient", "zero_gradient"]
+    assert (run.stats("update", "seldom.weight")["norm"] > 0).all()
+
+
+def test_an_optimizer_that_takes_over(tmp_path: Path) -> None:
+    """A second phase with its own optimizer: every step is still written when it ends."""
+    model = mlp()
+    first, second = torch.optim.SGD(model.parameters(), 0.1), torch.optim.Adam(model.parameters(), 1e-2)
+    gradients = []
+    with watch(model, run=tmp_path / "run", every=1) as watcher:
+        for step in range(8):
+            optimizer = first if step < 4 else second
+            loss_of(model(batch(step))).backward()
+            gradients.append(gradients_of(model))
+            optimizer.step()
+            optimizer.zero_grad()
+            if step not in (4, 5):  # the one that has gone is waited for twice
+                assert sorted(column(Run(watcher.run), "gradient", "norm", "0.weight"))[-1] == watcher.step
+    run = Run(tmp_path / "run")
+    # By definition a new optimizer's first step joins the step that is under way.
+    assert run.last_step in (6, 7)
+    norms = run.stats("gradient", "0.weight")["norm"].tolist()
+    assert norms[-1] == pytest.approx(norm(gradients[-1]["0.weight"]), rel=1e-6)
+    assert not run.stats("weight").duplicated(["step", "tensor"]).any()
