@@ -17,6 +17,7 @@ from ..monitor.summary import Summary, merge
 from . import attention_math as math_of
 from . import functions
 from .pending import Pending
+from .statistics import array_of
 
 #: What attention is called in names and types of modules.
 _LIKE = re.compile(r"attn|attention|attend|mha(?![a-z])", re.IGNORECASE)
@@ -124,14 +125,13 @@ class AttentionTap:
             return
         if not (weights.is_floating_point() and weights.numel() and functions.plain(weights)):
             return
+        if weights.device.type == "cpu" and not _first_row_sums_to_one(weights.detach()):
+            return
         with functions.aside(weights.device.type):
-            first = weights.detach()[(0,) * (weights.ndim - 1)]
-            if weights.device.type == "cpu" and not bool(math_of.sums_to_one(first)):
-                return
             if self._counts(owner):
                 sample = math_of.of_weights(weights, math_of.heads_of(self._modules.get(owner)))
                 self._add(owner, sample)
-                verdict = self._pending.add_vector(math_of.sums_to_one(sample.weights)[None])
+                verdict = self._pending.add_vector(math_of.sums_to_one(sample.weights, weights.dtype)[None])
                 self._seen[owner].verdicts.append(verdict)
 
     def _counts(self, owner: str) -> bool:
@@ -209,6 +209,13 @@ def _per_head(kind: str, calls: list[NDArray]) -> NDArray[np.float64] | None:
         return np.where(np.isfinite(largest), largest, math.nan)
     total, number = together.sum(axis=0).reshape(2, -1)
     return np.divide(total, number, out=np.full_like(total, math.nan), where=number > 0)
+
+
+def _first_row_sums_to_one(weights: Tensor) -> bool:
+    """A quick look: most of what passes a Dropout is no attention."""
+    with functions.aside():
+        row = array_of(weights[(0,) * (weights.ndim - 1)])
+    return bool(abs(row.sum() - 1) <= math_of.tolerance(weights.dtype) and row.min() >= 0)
 
 
 def _related(name: str, other: str) -> bool:

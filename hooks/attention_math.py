@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 #: Of each call at most so many samples, queries of each, and scores (more if heads times keys are very many).
-SAMPLES, QUERIES, SCORES = 4, 64, 1 << 16
+SAMPLES, QUERIES, SCORES = 4, 64, 1 << 15
 #: Scores (or additive masks) down here are masked: models use -1e4, -1e9, the smallest number or -inf.
 HIDDEN = -5000.0
-#: Rows of attention weights sum to one, up to this; in half precision each of the weights is rounded.
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 #: Names under which modules keep how many heads they have.
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 
@@ -119,11 +117,14 @@ def of_weights(weights: Tensor, heads: int = 1) -> Sample:
     return Sample(None, part, visible, torch.where((keys < 2) & ~first, columns, keys))
 
 
-def sums_to_one(weights: Tensor) -> Tensor:
+def tolerance(dtype: torch.dtype) -> float:
+    """Rows of attention weights sum to one, up to this; in half precision each of the weights is rounded."""
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 2e-2
+
+
+def sums_to_one(weights: Tensor, dtype: torch.dtype) -> Tensor:
     """Whether no weight is negative and each row sums to one: a boolean on the weights' device."""
-    tolerance = TOLERANCE.get(weights.dtype, 2e-2)
-    wide = _widened(weights)
-    return (wide >= 0).all() & ((wide.sum(-1) - 1).abs() <= tolerance).all()
+    return (weights >= 0).all() & ((weights.sum(-1) - 1).abs() <= tolerance(dtype)).all()
 
 
 def entropy(sample: Sample) -> Reading:

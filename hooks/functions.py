@@ -51,13 +51,14 @@ class _Attention:
             if type(mask).__name__ == "CausalBias":  # asks the same (see below); its module is slow to import
                 return type(mask)._dispatch(*args, **kwargs)  # type: ignore[attr-defined]
             return _attention(*args, **kwargs)
-        if has_torch_function(args) or has_torch_function(tuple(kwargs.values())):
+        if has_torch_function((*args, *kwargs.values()) if kwargs else args):
             with _put_back():
                 result = _attention(*args, **kwargs)
         else:
             result = _attention(*args, **kwargs)
-        for listener in tuple(_listeners):
-            listener(_NAME, args, kwargs, result)
+        if _listeners:
+            for listener in tuple(_listeners):
+                listener(_NAME, args, kwargs, result)
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -136,7 +137,7 @@ def calling_module(names: Mapping[int, str]) -> str | None:
         code = frame.f_code
         if code.co_argcount and code.co_varnames[0] in ("self", "module"):
             owner = frame.f_locals.get(code.co_varnames[0])
-            if id(owner) in names and not isinstance(owner, nn.Softmax | nn.Dropout):
+            if id(owner) in names and not isinstance(owner, (nn.Softmax, nn.Dropout)):
                 return names[id(owner)]
             if isinstance(owner, torch.fx.GraphModule):
                 return None

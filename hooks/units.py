@@ -24,6 +24,7 @@ _CHANNELS_FIRST = (
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
 )
+_UNITS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Softmax)
 #: Put out exactly zero for a half-line of inputs: their units can die.
 _ZERO_FLOOR = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardswish)
 #: Put out zeros for another reason.
@@ -169,8 +170,7 @@ def unit_dimension(module: nn.Module, output: Tensor) -> int:
         return module.dim
     if isinstance(module, _CHANNELS_FIRST) and output.ndim >= 3:
         return 1
-    is_linear_like = isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding | nn.Softmax)
-    return 1 if output.ndim in (4, 5) and not is_linear_like else -1
+    return 1 if output.ndim in (4, 5) and not isinstance(module, _UNITS_LAST) else -1
 
 
 def flat_ends(module: nn.Module, ndim: int) -> tuple[float, float]:
@@ -181,7 +181,7 @@ def flat_ends(module: nn.Module, ndim: int) -> tuple[float, float]:
     gradient is zero; the lower end of a ReLU6 is a dead unit's. A softmax over classes or experts (two
     dimensions): above 0.95, which one unit takes of all.
     """
-    if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity != "tanh":
+    if isinstance(module, (nn.RNN, nn.RNNCell)) and module.nonlinearity != "tanh":
         return -math.inf, math.inf
     if isinstance(module, _TANH_LIKE):
         return -TANH, TANH
