@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -167,19 +168,9 @@ class _Hook:
             return
         self._record(self._name, module, inputs, output)
 
-    def __deepcopy__(self, _memo: dict) -> Callable[..., None]:
-        return no_hook
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
-        return _hook_of_a_copy, ()
-
-
-def no_hook(*_: Any) -> None:
-    """What remains of a hook in a copy of the model."""
-
-
-def _hook_of_a_copy() -> Callable[..., None]:
-    return no_hook
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        # Takes anything, does nothing, and is Python's own: a saved model loads where layerwatch is not.
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 def first_tensor(output: Any) -> Tensor | None:

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad
-from trainings import batch, loss_of, mlp, train, weights_of
+from trainings import batch, hooks_of, loss_of, mlp, train, weights_of
 
 from layerwatch import Run, Watcher, watch
-from layerwatch.hooks import activations, capture, reference, rows, units, values
+from layerwatch.hooks import activations, capture, measure, reference, units, values
 from layerwatch.monitor import LogWriter
 
 
@@ -54,22 +54,21 @@ class Boom(Exception):
     """Something inside layerwatch went wrong."""
 
 
-#: Every place that a hook goes through: (object, attribute).
+#: Places that a hook goes through: (object, attribute). What is logged about a failure there is tested here;
+#: that no other place is forgotten, in test_injection.
 POINTS: dict[str, tuple[Any, str]] = {
     "begin": (capture.Capture, "begin"),
-    "reference": (reference.Reference, "put"),
+    "reference": (reference.Reference, "take"),
     "before step": (capture.Capture, "before_step"),
     "after step": (capture.Capture, "after_step"),
     "rates": (capture.Capture, "log_rates"),
     "complete": (capture.Capture, "complete"),
     "clip": (capture.Capture, "before_clip"),
     "activation": (units.Units, "add"),
-    "summary": (capture, "summarise_tensor"),
-    "gradient": (capture, "summarise_gradient"),
-    "update": (capture, "summarise_update"),
-    "drift": (reference.Reference, "measure"),
+    "copy": (measure.Measure, "copy"),
+    "collect": (measure.Measure, "collect"),
+    "rows": (measure.Measure, "taken"),
     "state": (capture, "state_of"),
-    "rows": (rows.Rows, "batch"),
     "values": (values.Values, "store"),
     "arming": (activations.ActivationTap, "arm"),
     "final": (capture.Capture, "final"),
@@ -203,10 +202,6 @@ def test_a_deleted_run_folder_does_not_reach_the_training(tmp_path: Path) -> Non
 # Copies -----------------------------------------------------------------------------------------------------
 
 
-def hooks_of(model: nn.Module) -> list[Any]:
-    return [h for m in model.modules() for h in m._forward_hooks.values()]
-
-
 COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
@@ -254,6 +249,25 @@ def test_a_watched_optimizer_can_be_copied(tmp_path: Path) -> None:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
 
 
+def test_a_saved_model_loads_where_we_are_not(tmp_path: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, run=tmp_path / "run", every=1):
+        loss_of(model(batch(0))).backward()  # captured, and not stepped
+        assert hooks_of(model)
+        torch.save((model, optimizer), tmp_path / "saved.pt")
+        optimizer.step()
+    script = (
+        "import sys, torch\nsys.modules['layerwatch'] = None\n"
+        "model, optimizer = torch.load('saved.pt', weights_only=False)\n"
+        "model(torch.ones(1, 8)).sum().backward()\noptimizer.step()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # Detaching --------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +304,47 @@ def test_close_leaves_nothing_behind(tmp_path: Path, given: bool) -> None:
     second.close()
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == files
     assert (Run(tmp_path / "a").last_step, Run(tmp_path / "b").last_step) == (1, 2)
+
+
+def surface() -> dict[str, int]:
+    """Every function and class that torch has, by its place: which object it is."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name == "torch" or name.startswith("torch."):
+            for attribute, value in list(vars(module).items()):
+                if callable(value):
+                    found[f"{name}.{attribute}"] = id(value)
+                if issubclass(type(value), type) and value.__module__.startswith("torch"):
+                    members = vars(value).items()
+                    found |= {f"{name}.{attribute}.{k}": id(v) for k, v in members if callable(v)}
+    hooks = {**vars(sys.modules["torch.nn.modules.module"]), **vars(sys.modules["torch.optim.optimizer"])}
+    return found | {k: len(v) for k, v in hooks.items() if "hooks" in k and isinstance(v, dict)}
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_torch_is_as_it_was_before(tmp_path: Path, given: bool) -> None:
+    """Whatever was replaced or registered, wherever."""
+
+    def once(path: Path) -> set[str]:
+        model = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 8, batch_first=True))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        before = surface()
+        with watch(model, optimizer if given else None, run=path, every=1):
+            train(model, optimizer, 1)
+            loss_of(model(batch(1))).backward()
+            during = surface()
+            optimizer.step()
+        after = surface()
+        assert hooks_of(model) == []
+        assert not optimizer._optimizer_step_pre_hooks
+        assert not optimizer._optimizer_step_post_hooks
+        assert {name for name, value in before.items() if after[name] != value} == set()
+        return {name for name, value in before.items() if during[name] != value}
+
+    once(tmp_path / "first")  # what torch loads when it is needed is there now
+    changed = once(tmp_path / "second")
+    assert "torch.autograd.backward" in changed
+    assert "torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype" in changed
 
 
 def test_a_with_block_closes_also_after_an_exception(tmp_path: Path) -> None:

@@ -172,21 +172,6 @@ def test_without_naming_the_optimizer(tmp_path: Path) -> None:
     assert_logged(tmp_path / "run")
 
 
-def test_two_watchers_at_once(tmp_path: Path) -> None:
-    alone = trained("lstm", None)
-    both: list[Watcher] = []
-
-    def start(model: nn.Module, optimizer: torch.optim.Optimizer) -> Watcher:
-        both.append(watching(tmp_path / "a")(model, optimizer))
-        return watching(tmp_path / "b")(model, optimizer)
-
-    assert_identical(trained("lstm", start), alone)
-    both[0].close()
-    assert_logged(tmp_path / "b")
-    a, b = (Run(tmp_path / x).stats("activation").drop(columns="time") for x in "ab")
-    assert a.equals(b)
-
-
 # Compiled ---------------------------------------------------------------------------------------------------
 
 

@@ -86,3 +86,14 @@ def failures(watcher: Watcher) -> str:
     """What errors.log holds: empty when nothing went wrong."""
     path = watcher.run / "errors.log"
     return path.read_text() if path.exists() else ""
+
+
+def hooks_of(model: nn.Module) -> list[Any]:
+    """Everything that is hooked into a model's modules."""
+    return [
+        hook
+        for module in model.modules()
+        for name, hooks in vars(module).items()
+        if name.endswith("_hooks") and isinstance(hooks, dict)
+        for hook in hooks.values()
+    ]
