@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..monitor import kernels
+from ..monitor import kernels, sweep
 from ..monitor.summary import Summary
 
 Array = NDArray[np.floating]
 
-_EMPTY = np.empty(0, np.float32)
+_EMPTY, _NO_BITS = np.empty(0, np.float32), np.empty(0, np.uint8)
 _PLAIN = (torch.float32, torch.float64)
 
 
@@ -31,10 +31,14 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.out = np.empty(8)
-        self.narrow = np.zeros(2 * 1024, np.int64)  # always left cleared
         self.wide = np.zeros(2 * kernels.WIDE, np.int64)
         self.buckets = np.empty(2 * kernels.WIDE, np.int16)
         self.counts = np.empty(2 * kernels.WIDE, np.int64)
+        self.sweep = sweep.Buffers()
+        self.job = np.zeros((1, sweep.JOB), np.int64)
+        self.job[:, sweep.WEIGHT_ROW : sweep.DRIFT_ROW + 1] = -1
+        self.numbers = np.empty((1, sweep.NUMBERS))
+        self.counters = np.empty((1, sweep.COUNTERS), np.int64)
 
 
 _scratch = _Scratch()
@@ -49,7 +53,7 @@ def array_of(tensor: Tensor) -> Array:
     """
     data = tensor.detach()
     if data.dtype in _PLAIN and data.layout is torch.strided and data.device.type == "cpu":
-        return data.reshape(-1).numpy()
+        return data.reshape(-1).contiguous().numpy()
     if data.is_sparse:
         data = data.coalesce().values()
     elif data.layout is not torch.strided:
@@ -58,7 +62,7 @@ def array_of(tensor: Tensor) -> Array:
         data = data.abs()
     if data.dtype not in _PLAIN:
         data = data.to(torch.float64 if data.dtype in (torch.int32, torch.int64) else torch.float32)
-    return data.cpu().reshape(-1).numpy()
+    return data.cpu().reshape(-1).contiguous().numpy()
 
 
 def parts_of(tensor: Tensor) -> Array:
@@ -71,45 +75,57 @@ def summarise_array(x: Array, **more: Any) -> Summary:
 
     `more`: further fields of the summary.
     """
-    if x.dtype == np.float64:
-        kernels.summarise64(x, x.view(np.int64), _scratch.wide, _cleared())
-    else:
-        kernels.summarise32(x, x.view(np.int32), _scratch.narrow, _cleared())
-    return _collect(x.size, x.dtype == np.float64, more)
+    return replace(_double(x) if x.dtype == np.float64 else _single(x), **more)
 
 
-def _cleared() -> Array:
-    out = _scratch.out
-    out[:] = 0.0
-    out[2], out[3] = math.inf, -math.inf
-    return out
-
-
-def _collect(size: int, wide: bool, more: dict[str, Any]) -> Summary:
-    """What a kernel has left in the buffers."""
-    scratch = _scratch
-    buckets, counts = scratch.buckets, scratch.counts
-    if wide:
-        used = kernels.take_buckets(scratch.wide, kernels.WIDE, 4, kernels.WIDE - 4, buckets, counts)
-    else:
-        used = kernels.take_buckets(scratch.narrow, 1024, 4, 1020, buckets, counts)
-    total, total_sq, low, high, zeros, nans, pos_infs, neg_infs = scratch.out.tolist()
-    kept = counts[:used].copy()
-    others = int(zeros + nans + pos_infs + neg_infs)
+def _single(x: Array) -> Summary:
+    own = _scratch
+    own.job[0, sweep.COUNT], own.job[0, sweep.GRADIENT] = x.size, x.ctypes.data
+    own.numbers[:], own.counters[:] = 0.0, 0
+    buffers = own.sweep
+    sweep.sweep(
+        own.job, 0, own.numbers, own.counters, own.buckets, own.counts, 0, _NO_BITS,
+        buffers.scratch, buffers.index, buffers.histograms, buffers.pairs,
+    )  # fmt: skip
+    total, squares, low, high = own.numbers[0, : sweep.MAX + 1].tolist()
+    zeros, subnormals, nans, pos_infs, neg_infs, _, _, end = own.counters[0].tolist()
     return Summary(
-        count=size,
+        count=x.size,
         sum=total,
-        sum_sq=total_sq,
+        sum_sq=squares,
+        min=low,
+        max=high,
+        zeros=zeros,
+        subnormals=subnormals,
+        nans=nans,
+        pos_infs=pos_infs,
+        neg_infs=neg_infs,
+        buckets=own.buckets[:end].copy(),
+        counts=own.counts[:end].copy(),
+    )
+
+
+def _double(x: Array) -> Summary:
+    own = _scratch
+    own.out[:] = 0.0
+    own.out[2], own.out[3] = math.inf, -math.inf
+    kernels.summarise64(x, x.view(np.int64), own.wide, own.out)
+    used = kernels.take_buckets(own.wide, kernels.WIDE, 4, kernels.WIDE - 4, own.buckets, own.counts)
+    total, squares, low, high, zeros, nans, pos_infs, neg_infs = own.out.tolist()
+    kept = own.counts[:used].copy()
+    return Summary(
+        count=x.size,
+        sum=total,
+        sum_sq=squares,
         min=low,
         max=high,
         zeros=int(zeros),
-        subnormals=size - others - int(kept.sum()),
+        subnormals=x.size - int(zeros + nans + pos_infs + neg_infs + kept.sum()),
         nans=int(nans),
         pos_infs=int(pos_infs),
         neg_infs=int(neg_infs),
-        buckets=buckets[:used].copy(),
+        buckets=own.buckets[:used].copy(),
         counts=kept,
-        **more,
     )
 
 
@@ -133,22 +149,6 @@ def summarise_gradient(gradient: Tensor, *, rows: bool) -> Summary:
     return summarise_array(values, units=active.size, active=np.packbits(active).tobytes())
 
 
-def summarise_activation(output: Tensor, unit_dim: int) -> Summary:
-    """Summary of a module's output, and which units along `unit_dim` were nonzero for some sample."""
-    if output.ndim < 2 or output.numel() == 0 or output.is_sparse:
-        return replace(summarise_tensor(output), samples=output.shape[0] if output.ndim else 1)
-    values = array_of(output)
-    units = output.shape[unit_dim]
-    active = np.zeros(units, bool)
-    if unit_dim in (-1, output.ndim - 1):
-        kernels.active_columns(values.reshape(-1, units), active)
-    else:
-        for sample in values.reshape(output.shape[0], units, -1):
-            kernels.active_rows(sample, active)
-    samples = output.numel() // units
-    return summarise_array(values, samples=samples, units=units, active=np.packbits(active).tobytes())
-
-
 def summarise_update(before: Array, weight: Tensor, gradient: Tensor | None) -> Summary:
     """Summary of weight - before with |before|^2, <before, update> and the number of updates lost to
     rounding.
@@ -162,16 +162,11 @@ def summarise_update(before: Array, weight: Tensor, gradient: Tensor | None) -> 
     used = array_of(gradient) if dense and gradient is not None else _EMPTY
     if used.size != after.size:
         used = _EMPTY
-    used, pair = used.astype(after.dtype, copy=False), np.empty(3)
-    if after.dtype == np.float32 and not weight.is_complex():
-        kernels.update32(before, after, used, _scratch.narrow, _cleared(), pair)
-        summary = _collect(after.size, False, {})
-    else:
-        difference = np.empty_like(after)
-        kernels.update_pair(before, after, used, difference, pair)
-        if weight.is_complex():
-            difference = np.hypot(difference[::2], difference[1::2])
-        summary = summarise_array(difference)
+    pair, difference = np.empty(3), np.empty_like(after)
+    kernels.update_pair(before, after, used.astype(after.dtype, copy=False), difference, pair)
+    if weight.is_complex():
+        difference = np.hypot(difference[::2], difference[1::2])
+    summary = summarise_array(difference)
     lost = int(pair[2]) if used.size else None
     return replace(summary, dot=float(pair[0]), ref_sum_sq=float(pair[1]), lost=lost)
 
@@ -181,7 +176,6 @@ def warm_up() -> None:
     for dtype in (torch.float32, torch.float64):
         x = torch.ones(2, 2, dtype=dtype)
         summarise_gradient(x, rows=True)
-        summarise_activation(x, -1)
         summarise_update(array_of(x), x, x)
         kernels.drift32(array_of(x), array_of(x), np.empty(4))
     kernels.drift_bf16(np.ones(2, np.float32), np.ones(2, np.int16), np.empty(4))

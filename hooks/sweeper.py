@@ -63,13 +63,10 @@ class Job:
 
 
 class Sweeper:
-    """Runs `monitor.sweep` over jobs; keeps its buffers, about 1 MB."""
+    """Runs `monitor.sweep` over jobs."""
 
     def __init__(self) -> None:
-        self._scratch = np.zeros((5, sweep.BLOCK), np.uint32)
-        self._index = np.zeros(sweep.BLOCK, np.uint16)
-        self._histograms = np.zeros((3, 2 * sweep.LANE), np.uint32)
-        self._pairs = np.zeros((3, 1 << 16), np.uint32)
+        self._buffers = sweep.Buffers()
         self._room = 1 << 16
 
     def run(self, jobs: Sequence[Job]) -> Block:
@@ -122,11 +119,12 @@ class Sweeper:
         self, table: np.ndarray, numbers: np.ndarray, counters: np.ndarray, active: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         done = end = 0
+        own = self._buffers
         buckets, counts = np.empty(self._room, np.int16), np.empty(self._room, np.int64)
         while True:
             done, end = sweep.sweep(
                 table, done, numbers, counters, buckets, counts, end, active,
-                self._scratch, self._index, self._histograms, self._pairs,
+                own.scratch, own.index, own.histograms, own.pairs,
             )  # fmt: skip
             if done == len(table):
                 return buckets[:end], counts[:end]

@@ -1,8 +1,6 @@
-"""One pass over memory per tensor: the compiled loops behind every summary (numba, cached on disk).
+"""Compiled loops (numba, cached on disk) for what `sweep` does not do: float64, references, quantiles.
 
-All kernels take flat, contiguous arrays. Sums are accumulated in double. A block of 2,048 elements stays in
-the L1 cache between the two loops that read it; measured faster than one interleaved loop.
-The histogram index of a float32 is its top 11 bits: sign, exponent, two bits of mantissa.
+All kernels take flat, contiguous arrays. Sums are accumulated in double.
 """
 
 from __future__ import annotations
@@ -20,8 +18,6 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 BLOCK = 2048
 #: Indices per sign of the float64 histogram: 4 * (exponent + 127) + sub-bucket, exponents -127 .. 1024.
 WIDE = 4608
-#: From this size on a float32 tensor is counted in four histograms at once.
-SPREAD = 1 << 15
 
 #: Sums may be reordered; NaN and infinities must stay what they are.
 _FLAGS = {"reassoc", "contract", "nsz", "arcp"}
@@ -39,36 +35,9 @@ def _compiled(fastmath: set[str] | bool = False) -> Callable[[Kernel], Kernel]:
     return compile_
 
 
-@_compiled(_FLAGS)
-def _finite_moments(x: NDArray, start: int, end: int) -> tuple[float, float, int]:
-    """Sum, sum of squares and number of zeros of x[start:end]; NaN or infinite if any element is."""
-    total = 0.0
-    squares = 0.0
-    zeros = 0
-    for i in range(start, end):
-        v = np.float64(x[i])
-        total += v
-        squares += v * v
-        zeros += x[i] == 0
-    return total, squares, zeros
-
-
-@_compiled()
-def _ordered_range32(keys: NDArray, start: int, end: int) -> tuple[np.int32, np.int32]:
-    """Smallest and largest float32 of keys[start:end] (int32 views), compared as ordered integers."""
-    low = np.int32(0x7FFFFFFF)
-    high = np.int32(-0x80000000)
-    for i in range(start, end):
-        k = keys[i]
-        k = k ^ ((k >> np.int32(31)) & np.int32(0x7FFFFFFF))
-        low = min(low, k)
-        high = max(high, k)
-    return low, high
-
-
 @_compiled()
 def _slow_moments(x: NDArray, start: int, end: int, out: NDArray) -> None:
-    """The same with NaN and infinities counted apart; adds to out (see `summarise32`)."""
+    """Add the moments of x[start:end] to out (see `summarise64`), NaN and infinities counted apart."""
     for i in range(start, end):
         v = np.float64(x[i])
         if np.isnan(v):
@@ -88,79 +57,14 @@ def _slow_moments(x: NDArray, start: int, end: int, out: NDArray) -> None:
 
 
 @_compiled()
-def _count32(keys: NDArray, start: int, end: int, histogram: NDArray, spread: NDArray) -> None:
-    """Count the top 11 bits of keys[start:end] into `histogram`, or into the four of `spread` if it has any.
-
-    Equal neighbours (zeros after a ReLU) would wait for each other on one counter: four share the wait.
-    """
-    done = start
-    if spread.size:
-        done = end - (end - start) % 4
-        for i in range(start, done, 4):
-            spread[0, (keys[i] >> np.int32(21)) & np.int32(0x7FF)] += 1
-            spread[1, (keys[i + 1] >> np.int32(21)) & np.int32(0x7FF)] += 1
-            spread[2, (keys[i + 2] >> np.int32(21)) & np.int32(0x7FF)] += 1
-            spread[3, (keys[i + 3] >> np.int32(21)) & np.int32(0x7FF)] += 1
-    for i in range(done, end):
-        histogram[(keys[i] >> np.int32(21)) & np.int32(0x7FF)] += 1
-
-
-@_compiled()
-def _spread32(size: int) -> NDArray:
-    """Counters for `_count32`: none for a tensor so small that clearing them costs more than they save."""
-    return np.zeros((4 if size >= SPREAD else 0, 2048), np.int64)
-
-
-@_compiled()
-def _moments32(x: NDArray, keys: NDArray, start: int, end: int, edges: NDArray, out: NDArray) -> None:
-    """Add the moments of x[start:end] to `out`; widen `edges` (2,), the range as ordered integers."""
-    total, squares, zeros = _finite_moments(x, start, end)
-    if np.isfinite(squares):
-        out[0] += total
-        out[1] += squares
-        out[4] += zeros
-        low, high = _ordered_range32(keys, start, end)
-        edges[0] = min(edges[0], low)
-        edges[1] = max(edges[1], high)
-    else:
-        _slow_moments(x, start, end, out)
-
-
-@_compiled()
-def _finish32(edges: NDArray, spread: NDArray, histogram: NDArray, out: NDArray) -> None:
-    """Fold what was collected apart into `out` and `histogram`."""
-    for lane in range(spread.shape[0]):
-        for i in range(2048):
-            histogram[i] += spread[lane, i]
-    if edges[0] <= edges[1]:
-        for i in range(2):
-            edges[i] ^= (edges[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)
-        values = edges.view(np.float32)
-        out[2] = min(out[2], np.float64(values[0]))
-        out[3] = max(out[3], np.float64(values[1]))
-
-
-@_compiled()
-def summarise32(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> None:
-    """Add the statistics of a float32 array to `out` and `histogram`.
+def summarise64(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> None:
+    """Add the statistics of a float64 array to `out` and `histogram`; of float32 `sweep` does it.
 
     Args:
-        x: float32 (n,). keys: the same memory as int32. histogram: int64 (2048,).
+        x: float64 (n,). keys: the same memory as int64. histogram: int64 (2 * WIDE,), second half negative.
         out: float64 (8,): sum, sum of squares, min, max, zeros, nans, +infs, -infs. min/max must start at
             +inf/-inf.
     """
-    edges = np.array([0x7FFFFFFF, -0x80000000], np.int32)
-    spread = _spread32(x.size)
-    for start in range(0, x.size, BLOCK):
-        end = min(start + BLOCK, x.size)
-        _count32(keys, start, end, histogram, spread)
-        _moments32(x, keys, start, end, edges, out)
-    _finish32(edges, spread, histogram, out)
-
-
-@_compiled()
-def summarise64(x: NDArray, keys: NDArray, histogram: NDArray, out: NDArray) -> None:
-    """`summarise32` for float64 and its int64 view; histogram: int64 (2 * WIDE,), second half negative."""
     for start in range(0, x.size, BLOCK):
         end = min(start + BLOCK, x.size)
         for i in range(start, end):
@@ -190,31 +94,6 @@ def _lost(before: NDArray, after: NDArray, gradient: NDArray, start: int, end: i
     for i in range(start, end):
         lost += (after[i] == before[i]) & (gradient[i] != 0)
     return lost
-
-
-@_compiled()
-def update32(
-    before: NDArray, after: NDArray, gradient: NDArray, histogram: NDArray, out: NDArray, pair: NDArray
-) -> None:
-    """`summarise32` of after - before, without a copy of it; pair (3,): see `update_pair`."""
-    difference = np.empty(min(BLOCK, before.size), np.float32)
-    keys = difference.view(np.int32)
-    edges = np.array([0x7FFFFFFF, -0x80000000], np.int32)
-    spread = _spread32(before.size)
-    pair[:] = 0.0
-    for start in range(0, before.size, BLOCK):
-        end = min(start + BLOCK, before.size)
-        size = end - start
-        for i in range(size):
-            difference[i] = after[start + i] - before[start + i]
-        dot, squares = _pair_sums(difference[:size], before[start:end])
-        pair[0] += dot
-        pair[1] += squares
-        if gradient.size == before.size:
-            pair[2] += _lost(before, after, gradient, start, end)
-        _count32(keys, 0, size, histogram, spread)
-        _moments32(difference, keys, 0, size, edges, out)
-    _finish32(edges, spread, histogram, out)
 
 
 @_compiled()
@@ -276,21 +155,6 @@ def active_rows(x: NDArray, active: NDArray) -> None:
             if x[i, j] != 0:
                 active[i] = True
                 break
-
-
-@_compiled()
-def active_columns(x: NDArray, active: NDArray) -> None:
-    """active[j] |= any(x[:, j] != 0); x (samples, units). Stops when every unit was seen active."""
-    left = 0
-    for j in range(active.size):
-        left += not active[j]
-    for i in range(x.shape[0]):
-        if left == 0:
-            return
-        for j in range(x.shape[1]):
-            if not active[j] and x[i, j] != 0:
-                active[j] = True
-                left -= 1
 
 
 @_compiled()

@@ -593,6 +593,16 @@ def _elements(job: NDArray, kind: int, start: int, size: int, scratch: NDArray) 
     return scratch[4]
 
 
+class Buffers:
+    """What `sweep` needs besides its rows, about 1 MB; cleared where it has to be, and left so."""
+
+    def __init__(self) -> None:
+        self.scratch = np.zeros((5, BLOCK), np.uint32)
+        self.index = np.zeros(BLOCK, np.uint16)
+        self.histograms = np.zeros((3, 2 * LANE), np.uint32)
+        self.pairs = np.zeros((3, 1 << 16), np.uint32)
+
+
 @intrinsic
 def _copy(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
     """Copy `size` bytes from one address to another."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -240,12 +241,15 @@ def test_pairs_of_parts_add() -> None:
 
 
 def test_a_unit_is_active_when_it_was_in_any_part() -> None:
-    outputs = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 1.0]])
-    whole = merge(statistics.summarise_activation(o, -1) for o in outputs)
+    def part(*active: int) -> Summary:
+        bits = np.packbits(np.array(active, bool)).tobytes()
+        return replace(summarise(np.ones(1)), samples=2, units=len(active), active=bits)
+
+    whole = merge([part(0, 1, 0), part(0, 0, 1)])
     assert whole.active is not None
     assert np.unpackbits(np.frombuffer(whole.active, np.uint8))[:3].tolist() == [0, 1, 1]
-    assert (whole.units, whole.samples) == (3, 3)
-    other_width = merge([whole, statistics.summarise_activation(torch.ones(1, 4), -1)])
+    assert (whole.units, whole.samples) == (3, 4)
+    other_width = merge([whole, part(1, 1, 1, 1)])
     assert (other_width.units, other_width.active) == (None, None)
 
 
@@ -255,21 +259,6 @@ def test_merging_nothing_is_an_error() -> None:
 
 
 # Units ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(8, 13), (4, 7, 3, 5), (2, 6, 9), (3, 5, 4, 2, 2)])
-@pytest.mark.parametrize("seed", range(3))
-def test_active_units_against_plain_torch(shape: tuple[int, ...], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    output = torch.randn(shape, generator=generator).relu() * (torch.rand(shape, generator=generator) < 0.1)
-    dim = 1 if len(shape) > 3 else -1
-    got = statistics.summarise_activation(output, dim)
-    others = tuple(d for d in range(len(shape)) if d != dim % len(shape))
-    assert got.active is not None
-    assert got.units == shape[dim]
-    assert got.samples == output.numel() // shape[dim]
-    bits = np.unpackbits(np.frombuffer(got.active, np.uint8), count=got.units).astype(bool)
-    assert bits.tolist() == (output != 0).any(dim=others).tolist()
 
 
 def test_rows_of_a_weight_that_received_gradient() -> None:

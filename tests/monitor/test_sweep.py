@@ -117,8 +117,8 @@ def test_what_is_not_finite_is_counted_apart(size: int) -> None:
     assert_row(block, 1, 0, wide(y))
     assert np.isnan(block.squares[0])
     assert not block.zero[0]
-    assert not sweeper._histograms.any()
-    assert not sweeper._pairs.any()
+    assert not sweeper._buffers.histograms.any()
+    assert not sweeper._buffers.pairs.any()
 
 
 @settings(max_examples=60, deadline=None)
