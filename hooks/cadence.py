@@ -37,7 +37,8 @@ class Cadence:
     - `DENSE` steps after an accident or a new finding, by what the next `HORIZON` steps earn.
 
     The very first capture is not learned from: caches are cold, kernels are loaded, and it writes the initial
-    weights as well. It is paid off with half of what is earned, so that it cannot end the monitoring.
+    weights as well. What the first `HORIZON` steps do not pay of it is paid off with half of what is earned,
+    so that it cannot end the monitoring.
     Costs and step times are running means that forget (factor 0.3 per capture).
 
     With N, no budget applies: the step of an accident and the `DENSE` steps after it are captured too.
@@ -109,6 +110,9 @@ class Cadence:
 
     def _settle(self, steps: int, spent: float) -> None:
         """Debit what was spent since the last capture, credit what the steps since then have earned."""
+        if self.captures == 2:  # what a step earns is known now: as much of the first one as can be paid soon
+            soon = min(self._cold, self._earns * HORIZON)
+            self._owed, self._cold = soon, self._cold - soon
         earned = self.budget * (steps * self._mean_step + spent)
         towards_first = min(self._cold, earned / 2)
         self._cold -= towards_first
@@ -127,9 +131,8 @@ class Cadence:
         need = self._owed + self._mean_cost
         interval = math.ceil(need / rate)
         since = step - (self._first or 0)
-        if since < HORIZON:
-            borrowed = self._earns * (HORIZON - since)
-            interval = min(interval, max(since // 8, math.ceil((need - borrowed) / rate)))
+        if need <= self._earns * (HORIZON - since):
+            interval = min(interval, since // 8)
         if self._dense_from - 1 <= step < self._dense_until:
             interval = min(interval, math.ceil((need - self._earns * HORIZON) / rate))
         return step + max(1, interval)

@@ -42,8 +42,9 @@ def _norm_of(caller: Any) -> Tensor | None:
     if not isinstance(norm, Tensor):
         return None
     outer = caller.f_back.f_back if caller.f_back is not None else None  # across the no_grad wrapper
-    of_clip = outer is not None and outer.f_code.co_name == "clip_grad_norm_"
-    return norm if not of_clip or outer.f_locals.get("norm_type", 2.0) == 2.0 else None
+    if outer is not None and outer.f_code.co_name == "clip_grad_norm_":
+        return norm if outer.f_locals.get("norm_type", 2.0) == 2.0 else None
+    return norm
 
 
 def listen(listener: Listener) -> bool:
@@ -63,7 +64,7 @@ def listen(listener: Listener) -> bool:
     return True
 
 
-def unlisten(listener: Callable[[list[Tensor]], None]) -> None:
+def unlisten(listener: Listener) -> None:
     """Undo `listen`; the last one leaves torch as it was."""
     if listener not in _listeners:
         return

@@ -97,7 +97,7 @@ class PendingScalars:
     def add(self, step: int, values: dict[str, float | Tensor]) -> None:
         """Write what is on the host now, start to copy the rest."""
         now = time.time()
-        ready = {name: v for name, v in values.items() if not isinstance(v, Tensor)}
+        ready = {name: float(v) for name, v in values.items() if not isinstance(v, Tensor)}
         if ready:
             self._log.scalars(step, now, ready)
         for name, value in values.items():

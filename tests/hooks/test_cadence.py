@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
@@ -108,6 +109,97 @@ def test_a_bad_budget_is_one_clear_line(budget: object) -> None:
     with pytest.raises((ValueError, TypeError), match="expected a budget between 0 and 1") as caught:
         Cadence("auto", budget)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.02, 0.1])
+@pytest.mark.parametrize("ratio", [0.05, 0.5, 2.0])
+@pytest.mark.parametrize("steps", [320, 500, 900])
+def test_the_budget_holds_over_some_hundred_steps(
+    clock: Clock, budget: float, ratio: float, steps: int
+) -> None:
+    """Everything counts, the first capture and the hooks of idle steps too."""
+    cadence = Cadence("auto", budget)
+    captured = clock.training(cadence, steps, 0.1, 0.1 * ratio, hook=2e-5)
+    first_two = 2 * ratio / (steps + 2 * ratio)  # cannot be avoided: what a capture costs has to be seen
+    assert cadence.overhead <= 1.05 * max(budget, first_two)
+    assert len(captured) >= 2
+
+
+def test_early_steps_are_captured_denser(clock: Clock) -> None:
+    cadence = Cadence("auto", 0.02)
+    captured = clock.training(cadence, 2000, 0.1, 0.02)
+    assert captured[:9] == list(range(9))  # 0.2 steps each: one in ten would keep the budget
+    early, late = (sum(a <= s < a + 50 for s in captured) for a in (0, 1500))
+    assert early > 2 * late
+    gaps = [b - a for a, b in itertools.pairwise(captured[:20])]
+    assert gaps == sorted(gaps)
+
+
+@pytest.mark.parametrize("now", [True, False])
+def test_what_matters_is_looked_at_closer_and_paid_back(clock: Clock, now: bool) -> None:
+    cadence = Cadence("auto", 0.02)
+    clock.training(cadence, 3000, 0.1, 0.02)
+    before = cadence.captures
+    cadence.look_closer(3000, now=now)
+    dense = clock.training(cadence, 40, 0.1, 0.02, first=3000)
+    assert set(range(3001, 3011)) <= set(dense)
+    assert 3000 in dense or not now
+    later = clock.training(cadence, 300, 0.1, 0.02, first=3040)
+    assert cadence.captures == before + len(dense) + len(later)
+    assert cadence.overhead <= 0.02 * 1.05
+
+
+def test_looking_closer_does_not_break_the_bank(clock: Clock) -> None:
+    """A capture that costs fifty steps: the accident's own step is captured, ten more are not."""
+    cadence = Cadence("auto", 0.02)
+    clock.training(cadence, 30_000, 0.1, 5.0)
+    cadence.look_closer(30_000, now=True)
+    assert clock.training(cadence, 300, 0.1, 5.0, first=30_000) == [30_000]
+
+
+def test_every_nth_and_closer(clock: Clock) -> None:
+    cadence = Cadence(100, 0.02)
+    cadence.look_closer(150, now=True)
+    assert clock.training(cadence, 301, 0.1, 0.1) == [0, 100, *range(150, 161), 200, 300]
+    cadence = Cadence(100, 0.02)
+    cadence.look_closer(150, now=False)
+    assert clock.training(cadence, 301, 0.1, 0.1) == [0, 100, *range(151, 161), 200, 300]
+
+
+def test_what_came_of_it_is_in_the_log(tmp_path: Path) -> None:
+    model = nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with watch(model, optimizer, run=tmp_path / "run", every=5):
+        for step in range(21):
+            loss_of(model(batch(step))).backward()
+            optimizer.step()
+    run = Run(tmp_path / "run")
+    said = run.info["cadence"]
+    assert (said["captures"], said["mean_interval"]) == (5, 5.0)
+    assert 0 < said["overhead"] < 1
+    message = run.events()["message"].iloc[-1]
+    assert message.endswith("5 captures, one in 5 steps")
+
+
+def test_a_new_finding_brings_captures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from layerwatch.hooks import live
+
+    monkeypatch.setattr(live, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(live, "CHECK_SHARE", 1e9)
+    model = nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    seen = []
+    with watch(model, optimizer, run=tmp_path / "run", every=50, on_finding=lambda f: seen.append(f.problem)):
+        for step in range(120):
+            loss = loss_of(model(batch(step)))
+            if step == 50:
+                loss = loss * float("nan")
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert "nonfinite" in seen
+    captured = Run(tmp_path / "run").stats("gradient", "weight")["step"].tolist()
+    assert set(range(50, 61)) <= set(captured)
 
 
 def test_auto_on_a_real_loop_stays_near_its_budget(tmp_path: Path) -> None:

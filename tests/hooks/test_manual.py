@@ -31,6 +31,7 @@ def without_grad(model: nn.Module, _: dict[str, Tensor]) -> None:
 def momentum(model: nn.Module, buffers: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, p in model.named_parameters():
+            assert p.grad is not None
             buffers[name] = 0.9 * buffers.get(name, torch.zeros_like(p)) + p.grad
             p.sub_(RATE * buffers[name])
 
@@ -68,6 +69,7 @@ def test_steps_by_hand_against_the_truth(
         for step in range(5):
             if order == "clear before":
                 CLEARS[clear](model)
+            loss = torch.zeros(())
             for part in range(micro):
                 loss = loss_of(model(batch(10 * step + part)))
                 loss.backward()
