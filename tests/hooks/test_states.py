@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from trainings import batch, column, loss_of, mlp, train, watched_training, weights_of
+from trainings import batch, column, failures, loss_of, mlp, train, watched_training, weights_of
 
 from layerwatch import Run, watch
 
@@ -129,6 +129,23 @@ def test_gradual_unfreezing_is_followed(tmp_path: Path) -> None:
     assert table.to_dict() == {
         f"{i}.{leaf}": "frozen" if i == 3 else "trainable" for i in range(4) for leaf in ("weight", "bias")
     }
+
+
+def test_an_optimizer_for_each_stage(tmp_path: Path) -> None:
+    """A new optimizer takes over, as in fine-tuning by stages: found when it steps.
+
+    Its first step falls into the last of the old one, as that of a GAN's second optimizer would.
+    """
+    model = stages(2)
+    with watch(model, run=tmp_path / "run", every=1) as watching:
+        train(model, torch.optim.SGD(model[1].parameters(), 0.1), 3)
+        train(model, torch.optim.Adam(model.parameters(), 1e-3), 3)
+    assert failures(watching) == ""
+    run = Run(tmp_path / "run")
+    assert run.last_step == 4
+    states = column(run, "weight", "state", "0.weight")
+    assert [states[step] for step in (0, 1, 3, 4)] == ["no_optimizer"] * 2 + ["trainable"] * 2
+    assert set(column(run, "weight", "state", "1.weight").values()) == {"trainable"}
 
 
 def test_a_layer_that_is_used_at_times(tmp_path: Path) -> None:
