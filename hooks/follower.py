@@ -54,6 +54,7 @@ class Follower:
         self._handles: list[Any] = []
         self._late = self._norms_taken = self._armed = False
         self._rates: list[Any] = []
+        self._alone: Optimizer | None = None  # it makes the next step, which is only counted
         self._completed = first_step - 1
         self.capture = Capture(log, models, tensors, settings, self._guard_forward)  # type: ignore[arg-type]
 
@@ -83,20 +84,26 @@ class Follower:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._armed = False
+        self._armed, self._alone = False, None
         self.capture.tap.detach()
         backward.unlisten(self)
         gradients.unlisten(self._clip_listener)
         scaler.unlisten(self._scaling)
 
     def _arm(self, *, early: bool = False) -> None:
-        """Forward hooks exist for a step that will be captured only; `early`: for the one after it, too."""
+        """Forward hooks exist for a step that will be captured only; `early`: for the one after it, too.
+
+        Where one optimizer makes the whole step and nothing is to be captured, its hook counts and no more.
+        """
         wanted = self._cadence.wants(self.steps.coming) or (
             early and self._cadence.wants(self.steps.coming + 1)
         )
         if wanted != self._armed:
             self._armed = wanted
             (self.capture.tap.arm if wanted else self.capture.tap.disarm)()
+        simple = len(self._optimizers) == 1 and self.steps.complete and not self._late
+        busy = wanted or self._manual or self._settings.step_norms or self._scaling.active
+        self._alone = self._optimizers[0] if simple and not busy else None
 
     # The optimizer's step
 
@@ -115,7 +122,7 @@ class Follower:
         return True
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if not self._watches(optimizer):
+        if optimizer is self._alone or not self._watches(optimizer):
             return
         if self._manual is not None:
             self._leave_manual()
@@ -132,6 +139,13 @@ class Follower:
             self.capture.begin(self.steps.number, self._optimizers, initial=self.steps.first == 0)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if optimizer is self._alone:
+            self.steps.number += 1
+            self._follow_rates(captured=False)
+            self._end_step(self.steps.number)
+            if self._cadence.wants(self.steps.coming):
+                self._arm()
+            return
         if not self._watches(optimizer):
             return
         step, captured = self.steps.number, self._cadence.wants(self.steps.number)
@@ -177,22 +191,31 @@ class Follower:
         step = self.steps.number
         if self._completed == step:
             return
-        self._completed, self.steps.complete = step, True
-        self.scalars.flush()
-        self.capture.settle()
-        self._clipping.stepped()
-        self.recorder.finish(step, self._rates, self._scaling.scale)
-        self._tell(self.recorder.arrived())
+        self.steps.complete = True
+        self._end_step(step)
         if self._cadence.wants(step):
             self._write_capture(step)
         elif self._settings.step_norms and not self._norms_taken:
             self.capture.step_norms(step)
         self._norms_taken = False
+        self._judge_captured()
+        self._arm()
+
+    def _end_step(self, step: int) -> None:
+        """What every step costs, besides being counted."""
+        self._completed = step
+        self.scalars.flush()
+        self._clipping.stepped()
+        self.recorder.finish(step, self._rates, self._scaling.scale)
+        self._tell(self.recorder.arrived())
+        self._judge_captured()
+
+    def _judge_captured(self) -> None:
+        """The norms of captured gradients, which an accelerator may send later."""
         self.capture.settle()
         while self.capture.norms:
             captured, norm = self.capture.norms.pop(0)
             self._tell(self.recorder.captured(captured, norm, scaled=self._scaling.active))
-        self._arm()
 
     def _write_capture(self, step: int) -> None:
         waiting = self.steps.waiting(self._optimizers)
@@ -253,6 +276,8 @@ class Follower:
         if self._manual is not None:
             self._end_manual_step()
         unscaled = self._scaling.take_loss()
+        if unscaled is not None:
+            self._alone = None  # the scaler may skip the step
         loss = number_in(root if unscaled is None else unscaled)
         if loss is not None:
             self._tell(self.recorder.loss(self.steps.coming, loss), root)
@@ -313,6 +338,7 @@ class Follower:
             where = of_loss(loss, tensors)
         elif accident.kind == "nonfinite_gradient":
             where = of_gradients(tensors)
+        self._alone = None
         self.recorder.report(accident, where)
         in_time = accident.step > self._completed
         self._cadence.look_closer(accident.step if in_time else self.steps.number, now=in_time)
