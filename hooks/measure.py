@@ -208,17 +208,26 @@ class Measure:
             self._add_weight(job, tensor)
         block = self._sweep(jobs)
         block.rename = {"weight": kind}
-        self._gradients |= {
-            j.name: _Gradient("at_step", block, i) for i, j in enumerate(jobs) if j.gradient_row
-        }
         states: dict[str, str | None] = {}
-        for tensor in tensors:
-            state = self._add_gradient(tensor, judge, clips, skipped) if gradients else judge(tensor, False)
-            states[tensor.name] = state
         for i, (tensor, job) in enumerate(zip(near, jobs, strict=True)):
-            block.decide(i, states[tensor.name], skipped=skipped)
+            if job.gradient_row:
+                state = _with_gradient(judge(tensor, True), block.zero[i])
+                self._taken.total_sq += block.squares[i]
+                self._taken.used_sq += block.squares[i]
+            else:
+                state = (
+                    self._add_gradient(tensor, judge, clips, skipped) if gradients else judge(tensor, False)
+                )
+            states[tensor.name] = state
+            block.decide(i, state, skipped=skipped, stage="at_step")
             if job.reference is None:
-                self._add_drift(tensor, states[tensor.name], skipped)
+                self._add_drift(tensor, state, skipped)
+        for tensor in tensors:
+            if tensor.name not in states:
+                known = (
+                    self._add_gradient(tensor, judge, clips, skipped) if gradients else judge(tensor, False)
+                )
+                states[tensor.name] = known
         for tensor in tensors:
             if self._route(tensor) == SINGLE:
                 self._add_single(tensor, states[tensor.name], skipped, kind)
@@ -269,8 +278,7 @@ class Measure:
         ):  # taken for an earlier write
             gradient.batch.wait()
             gradient.summary, gradient.ticket = gradient.batch.results()[gradient.ticket], -1
-        if gradient.zero and state == "trainable":
-            state = "zero_gradient"
+        state = _with_gradient(state, gradient.zero)
         unchanged = gradient.stage == "at_step" or not clips
         if gradient.ticket >= 0:
             self._line(gradient.ticket, tensor, "gradient", state, skipped, gradient.ticket, gradient.stage)
@@ -288,7 +296,7 @@ class Measure:
     def _add_clipped(self, tensors: Sequence[WatchedTensor]) -> None:
         """Gradients that were taken before clipping, as they are now."""
         near = []
-        for tensor in tensors:
+        for tensor in tensors if self._gradients else ():
             taken, gradient = self._gradients.get(tensor.name), tensor.parameter.grad
             if taken is None or taken.stage == "at_step" or gradient is None:
                 continue
@@ -398,6 +406,10 @@ def _norm_alone(summary: Summary) -> Summary:
         summary, sum=math.nan, min=math.nan, max=math.nan, zeros=0, subnormals=0,
         buckets=_NO_BUCKETS, counts=_NO_COUNTS,
     )  # fmt: skip
+
+
+def _with_gradient(state: str | None, zero: bool) -> str | None:
+    return "zero_gradient" if zero and state == "trainable" else state
 
 
 def route_of(weight: Tensor) -> str:

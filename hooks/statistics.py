@@ -75,7 +75,8 @@ def summarise_array(x: Array, **more: Any) -> Summary:
 
     `more`: further fields of the summary.
     """
-    return replace(_double(x) if x.dtype == np.float64 else _single(x), **more)
+    summary = _double(x) if x.dtype == np.float64 else _single(x)
+    return replace(summary, **more) if more else summary
 
 
 def _single(x: Array) -> Summary:

@@ -157,7 +157,7 @@ class Copies:
 
     def take(self, names: Sequence[str], weights: Sequence[Tensor], expected: int) -> None:
         """Copy these. `expected`: bytes of all tensors: the first piece has room for those that follow."""
-        sizes = np.array([w.numel() * w.element_size() for w in weights], np.int64)
+        sizes = np.array([w.nbytes for w in weights], np.int64)
         places = np.concatenate([[0], np.cumsum((sizes + 63) // 64 * 64)])
         need = int(places[-1])
         if need > self._free.size:

@@ -253,13 +253,14 @@ def is_sharded(parameter: Tensor) -> bool:
 
 def ready(tensors: Sequence[WatchedTensor]) -> list[WatchedTensor]:
     """Those whose values this process holds, whole: not lazy, not on the meta device, not sharded."""
-    return [
-        t
-        for t in tensors
-        if not isinstance(t.parameter, UninitializedParameter)
-        and t.parameter.device.type != "meta"
-        and not is_sharded(t.parameter)
-    ]
+    return [t for t in tensors if _is_ready(t.parameter)]
+
+
+def _is_ready(parameter: Tensor) -> bool:
+    if type(parameter) is nn.Parameter and parameter.is_cpu:  # nearly always, and quickly told
+        return True
+    lazy = isinstance(parameter, UninitializedParameter)
+    return not lazy and parameter.device.type != "meta" and not is_sharded(parameter)
 
 
 def state_of(parameter: nn.Parameter, learning_rate: float | None, gradient_is_zero: bool) -> str:
