@@ -118,6 +118,7 @@ class Measure:
         self._sweeper, self._copies = Sweeper(), Copies()
         self._before: dict[str, Array | Tensor] = {}  # copies of what is not plain
         self._gradients: dict[str, _Gradient] = {}
+        self._tickets: dict[str, int] = {}  # of gradients on a device
         self._routes: dict[str, str] = {}  # as long as the step lasts
         self._rows = Rows()
         self._taken = Taken(0, 0.0, self._rows)
@@ -150,7 +151,7 @@ class Measure:
 
         `scales`: id of each parameter whose gradient still carries the loss scale -> that scale, divided out.
         """
-        jobs = []
+        jobs, far = [], []
         for tensor in tensors:
             gradient = tensor.parameter.grad
             if gradient is None or tensor.name in self._gradients:
@@ -164,7 +165,11 @@ class Measure:
                 summary = summarise_gradient(true, rows=tensor.role in _ROW_ROLES)
                 self._gradients[tensor.name] = _Gradient(stage, summary=summary)
             else:
-                ticket = self._taken.device.summary(true, rows=tensor.role in _ROW_ROLES)
+                far.append((tensor, true))
+        if far:
+            rows = [tensor.role in _ROW_ROLES for tensor, _ in far]
+            tickets = self._taken.device.summaries([true for _, true in far], rows)
+            for (tensor, _), ticket in zip(far, tickets, strict=True):
                 self._gradients[tensor.name] = _Gradient(stage, ticket=ticket, batch=self._taken.device)
         if jobs:
             block = self._sweep(jobs)
@@ -208,6 +213,10 @@ class Measure:
             self._add_weight(job, tensor)
         block = self._sweep(jobs)
         block.rename = {"weight": kind}
+
+        def settled(tensor: WatchedTensor) -> str | None:
+            return self._add_gradient(tensor, judge, clips, skipped) if gradients else judge(tensor, False)
+
         states: dict[str, str | None] = {}
         for i, (tensor, job) in enumerate(zip(near, jobs, strict=True)):
             if job.gradient_row:
@@ -215,24 +224,17 @@ class Measure:
                 self._taken.total_sq += block.squares[i]
                 self._taken.used_sq += block.squares[i]
             else:
-                state = (
-                    self._add_gradient(tensor, judge, clips, skipped) if gradients else judge(tensor, False)
-                )
+                state = settled(tensor)
             states[tensor.name] = state
             block.decide(i, state, skipped=skipped, stage="at_step")
             if job.reference is None:
                 self._add_drift(tensor, state, skipped)
-        for tensor in tensors:
-            if tensor.name not in states:
-                known = (
-                    self._add_gradient(tensor, judge, clips, skipped) if gradients else judge(tensor, False)
-                )
-                states[tensor.name] = known
-        for tensor in tensors:
+        far = [t for t in tensors if self._route(t) != SWEEP]
+        for tensor in far:
+            states[tensor.name] = settled(tensor)
             if self._route(tensor) == SINGLE:
                 self._add_single(tensor, states[tensor.name], skipped, kind)
-            elif self._route(tensor) == DEVICE:
-                self._add_on_device(tensor, states[tensor.name], skipped, kind)
+        self._add_on_device([t for t in far if self._route(t) == DEVICE], states, skipped, kind)
         return states
 
     def _route(self, tensor: WatchedTensor) -> str:
@@ -281,7 +283,8 @@ class Measure:
         state = _with_gradient(state, gradient.zero)
         unchanged = gradient.stage == "at_step" or not clips
         if gradient.ticket >= 0:
-            self._line(gradient.ticket, tensor, "gradient", state, skipped, gradient.ticket, gradient.stage)
+            self._tickets[tensor.name] = gradient.ticket
+            self._line(gradient.ticket, tensor, "gradient", state, skipped, gradient.stage)
             if unchanged:
                 self._taken.norms.append((gradient.ticket, gradient.ticket))
             return state
@@ -324,31 +327,37 @@ class Measure:
             self._add(tensor, "update", summarise_update(before, weight, gradient), state, skipped)
         self._add_drift(tensor, state, skipped)
 
-    def _add_on_device(self, tensor: WatchedTensor, state: str | None, skipped: bool, kind: str) -> None:
-        """The rows of a tensor on an accelerator: asked for, not waited for."""
-        device, weight = self._taken.device, tensor.parameter.detach()
-        gradient = tensor.parameter.grad
-        own = next(
-            (line.ticket for line in reversed(self._taken.lines) if line.row["tensor"] == tensor.name), -1
-        )
-        self._line(device.summary(weight), tensor, kind, state, skipped, own)
-        before = self._before.pop(tensor.name, None)
-        if isinstance(before, Tensor):
-            ticket = device.update(before, weight, None if gradient is None else gradient.detach())
-            self._line(ticket, tensor, "update", state, skipped, own)
-        reference, residual = self._reference.stored(tensor.name)
-        if reference is not None and reference.device == weight.device:
-            self._line(
-                device.drift(weight, reference), tensor, "drift", state, skipped, own, residual=residual
-            )
-        elif reference is None:
-            self._add_drift(tensor, state, skipped)
+    def _add_on_device(
+        self, tensors: Sequence[WatchedTensor], states: Mapping[str, str | None], skipped: bool, kind: str
+    ) -> None:
+        """The rows of tensors on an accelerator: asked for together, not waited for."""
+        device, changes, drifts = self._taken.device, [], []
+        for tensor in tensors:
+            weight, gradient = tensor.parameter.detach(), tensor.parameter.grad
+            before = self._before.pop(tensor.name, None)
+            if isinstance(before, Tensor):
+                changes.append((tensor, (before, weight, None if gradient is None else gradient.detach())))
+            reference, residual = self._reference.stored(tensor.name)
+            if reference is not None and reference.device == weight.device:
+                drifts.append((tensor, (weight, reference, None), residual))
+            elif reference is None:
+                self._add_drift(tensor, states[tensor.name], skipped)
+        tickets = device.summaries([t.parameter.detach() for t in tensors])
+        for tensor, ticket in zip(tensors, tickets, strict=True):
+            self._line(ticket, tensor, kind, states[tensor.name], skipped)
+        for (tensor, _), ticket in zip(changes, device.updates([c for _, c in changes]), strict=True):
+            self._line(ticket, tensor, "update", states[tensor.name], skipped)
+        for (tensor, _, residual), ticket in zip(
+            drifts, device.drifts([d for _, d, _ in drifts]), strict=True
+        ):
+            self._line(ticket, tensor, "drift", states[tensor.name], skipped, residual=residual)
 
     def _line(
-        self, ticket: int, tensor: WatchedTensor, kind: str, state: str | None, skipped: bool, gradient: int,
+        self, ticket: int, tensor: WatchedTensor, kind: str, state: str | None, skipped: bool,
         stage: str | None = None, residual: float | None = None,
     ) -> None:  # fmt: skip
         row = {"tensor": tensor.name, "kind": kind, "state": state, "skipped": skipped, "stage": stage}
+        gradient = self._tickets.get(tensor.name, -1)
         self._taken.lines.append(_Line(ticket, row, gradient, residual))
 
     def _add(
@@ -369,7 +378,7 @@ class Measure:
                 continue
             if self._route(tensor) == DEVICE:
                 ticket = self._taken.device.summary(gradient.detach())
-                self._line(ticket, tensor, "gradient_norm", None, False, -1)
+                self._line(ticket, tensor, "gradient_norm", None, False)
                 continue
             values = gradient.coalesce().values() if gradient.is_sparse else gradient
             norm = float(torch.linalg.vector_norm(values.detach(), dtype=_double(values)))
@@ -385,6 +394,7 @@ class Measure:
     def taken(self) -> Taken:
         """What was collected; begins anew. What is on a device is on its way."""
         taken, self._taken = self._taken, Taken(0, 0.0, self._rows)
+        self._tickets.clear()
         if taken.lines:
             taken.device.send()
         return taken
