@@ -9,105 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from ..monitor.summary import Summary
-from .device import DeviceBatch
 from .reference import Reference
-from .rows import Block, Rows, broken
+from .rows import Block, Rows
 from .statistics import Array, parts_of, summarise_gradient, summarise_tensor, summarise_update
 from .sweeper import Copies, Job, Sweeper, like, plain
+from .taken import Gradient, Line, Taken, norm_alone
 from .tensors import WatchedTensor
 
 #: Matrices whose rows are output units: which of them receive gradient tells dead units without activations.
 _ROW_ROLES = {"matrix", "conv", "output"}
 
-_NO_BUCKETS, _NO_COUNTS = np.empty(0, np.int16), np.empty(0, np.int64)
-
 SWEEP, SINGLE, DEVICE = "sweep", "single", "device"
 
 #: Tells the state of a tensor, given whether its gradient is known.
 Judge = Callable[[WatchedTensor, bool], str | None]
-
-
-@dataclass(slots=True)
-class _Gradient:
-    """A gradient's row, before it is written: in a block, as a summary, or on a device by ticket."""
-
-    stage: str
-    block: Block | None = None
-    job: int = 0
-    summary: Summary | None = None
-    ticket: int = -1
-    batch: DeviceBatch | None = None
-
-    @property
-    def zero(self) -> bool:
-        if self.block is not None:
-            return self.block.zero[self.job]
-        return self.summary is not None and self.summary.zeros == self.summary.count
-
-    @property
-    def squares(self) -> float:
-        if self.block is not None:
-            return self.block.squares[self.job]
-        return 0.0 if self.summary is None else _squares(self.summary)
-
-
-@dataclass(slots=True)
-class _Line:
-    """A row whose numbers are still on a device."""
-
-    ticket: int
-    row: dict[str, object]
-    gradient: int  # the gradient's ticket, -1 without
-    residual: float | None = None
-
-
-@dataclass
-class Taken:
-    """The rows of a step, and the norms over all its gradients; some may still be on a device."""
-
-    step: int
-    time: float
-    rows: Rows
-    total_sq: float = 0.0  # as the gradients came
-    used_sq: float = 0.0  # as the optimizer used them
-    clipped: bool = False
-    states: dict[str, str] = field(default_factory=dict)  # of those whose gradient turned out to be zero
-    device: DeviceBatch = field(default_factory=DeviceBatch)
-    lines: list[_Line] = field(default_factory=list)
-    norms: list[tuple[int, int]] = field(default_factory=list)  # tickets of a gradient as it came, as used
-
-    def ready(self) -> bool:
-        """Nothing is waited for any more."""
-        return not self.lines or self.device.ready()
-
-    def batch(self) -> pa.RecordBatch | None:
-        """All rows; waits for the device if need be."""
-        if self.lines:
-            self.device.wait()
-            found = self.device.results()
-            for line in self.lines:
-                zero = line.gradient >= 0 and found[line.gradient].zeros == found[line.gradient].count
-                row = line.row
-                if zero and row["state"] == "trainable":
-                    row["state"] = self.states[str(row["tensor"])] = "zero_gradient"
-                summary = found[line.ticket]
-                if row["kind"] == "gradient_norm":
-                    summary = _norm_alone(summary)
-                if line.residual is not None:
-                    summary = replace(summary, residual_sq=line.residual)
-                self.rows.add(self.step, self.time, summary=summary, **row)  # type: ignore[arg-type]
-            self.total_sq += sum(_squares(found[came]) for came, _ in self.norms)
-            self.used_sq += sum(_squares(found[used]) for _, used in self.norms)
-            self.lines, self.norms = [], []
-        return self.rows.batch(self.step, self.time)
 
 
 class Measure:
@@ -117,7 +37,7 @@ class Measure:
         self._reference, self._updates = reference, updates
         self._sweeper, self._copies = Sweeper(), Copies()
         self._before: dict[str, Array | Tensor] = {}  # copies of what is not plain
-        self._gradients: dict[str, _Gradient] = {}
+        self._gradients: dict[str, Gradient] = {}
         self._tickets: dict[str, int] = {}  # of gradients on a device
         self._routes: dict[str, str] = {}  # as long as the step lasts
         self._rows = Rows()
@@ -163,17 +83,17 @@ class Measure:
                 jobs.append(job)
             elif self._route(tensor) != DEVICE:
                 summary = summarise_gradient(true, rows=tensor.role in _ROW_ROLES)
-                self._gradients[tensor.name] = _Gradient(stage, summary=summary)
+                self._gradients[tensor.name] = Gradient(stage, summary=summary)
             else:
                 far.append((tensor, true))
         if far:
             rows = [tensor.role in _ROW_ROLES for tensor, _ in far]
             tickets = self._taken.device.summaries([true for _, true in far], rows)
             for (tensor, _), ticket in zip(far, tickets, strict=True):
-                self._gradients[tensor.name] = _Gradient(stage, ticket=ticket, batch=self._taken.device)
+                self._gradients[tensor.name] = Gradient(stage, ticket=ticket, batch=self._taken.device)
         if jobs:
             block = self._sweep(jobs)
-            self._gradients |= {job.name: _Gradient(stage, block, i) for i, job in enumerate(jobs)}
+            self._gradients |= {job.name: Gradient(stage, block, i) for i, job in enumerate(jobs)}
 
     def forget_gradients(self, tensors: Sequence[WatchedTensor] | None = None) -> None:
         """What was taken of these (None: of all) does not count any more."""
@@ -358,7 +278,7 @@ class Measure:
     ) -> None:  # fmt: skip
         row = {"tensor": tensor.name, "kind": kind, "state": state, "skipped": skipped, "stage": stage}
         gradient = self._tickets.get(tensor.name, -1)
-        self._taken.lines.append(_Line(ticket, row, gradient, residual))
+        self._taken.lines.append(Line(ticket, row, gradient, residual))
 
     def _add(
         self, tensor: WatchedTensor, kind: str, summary: Summary, state: str | None, skipped: bool,
@@ -384,7 +304,7 @@ class Measure:
             norm = float(torch.linalg.vector_norm(values.detach(), dtype=_double(values)))
             finite = math.isfinite(norm)
             found = Summary(gradient.numel(), sum_sq=norm * norm) if finite else summarise_tensor(gradient)
-            self._add(tensor, "gradient_norm", _norm_alone(found), None, False)
+            self._add(tensor, "gradient_norm", norm_alone(found), None, False)
 
     def add(self, step: int, now: float, name: str, kind: str, summary: Summary) -> None:
         """A row of something else than a parameter."""
@@ -410,14 +330,6 @@ class Measure:
             self._copies.release()
 
 
-def _norm_alone(summary: Summary) -> Summary:
-    """What is known when only the norm was asked for; what is not finite is counted all the same."""
-    return replace(
-        summary, sum=math.nan, min=math.nan, max=math.nan, zeros=0, subnormals=0,
-        buckets=_NO_BUCKETS, counts=_NO_COUNTS,
-    )  # fmt: skip
-
-
 def _with_gradient(state: str | None, zero: bool) -> str | None:
     return "zero_gradient" if zero and state == "trainable" else state
 
@@ -429,8 +341,3 @@ def route_of(weight: Tensor) -> str:
 
 def _double(tensor: Tensor) -> torch.dtype:
     return torch.complex128 if tensor.is_complex() else torch.float64
-
-
-def _squares(summary: Summary) -> float:
-    """Sum of squares; not finite when an element is not."""
-    return summary.sum_sq + broken(summary.nans, summary.pos_infs + summary.neg_infs)

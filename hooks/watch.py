@@ -184,6 +184,10 @@ def _notes(models: list[nn.Module], tensors: Sequence[WatchedTensor], activation
     notes = []
     if activations and any(is_opaque(m) for model in models for m in model.modules()):
         notes.append("activations inside compiled or scripted modules cannot be seen and are not captured")
+    empty = [t.name for t in tensors if t.parameter.device.type == "meta"]
+    if empty:
+        some = ", ".join(empty[:3])
+        notes.append(f"{len(empty)} tensors on the meta device have no values to capture: {some} ...")
     sharded = [t.name for t in tensors if is_sharded(t.parameter)]
     if sharded:
         notes.append(f"{len(sharded)} sharded tensors are not captured: {', '.join(sharded[:3])} ...")
