@@ -19,8 +19,10 @@ class BackwardListener(Protocol):
         """Backward was called on this tensor; None: on none or on several."""
         ...
 
-    #: All gradients of this pass are accumulated. Not called when the pass raised; None: not of interest.
-    backward_ended: Callable[[], None] | None
+    @property
+    def backward_ended(self) -> Callable[[], None] | None:
+        """Called when all gradients of a pass that did not raise are there; None: not of interest."""
+        ...
 
 
 _listeners: list[BackwardListener] = []

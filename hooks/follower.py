@@ -59,7 +59,7 @@ class Follower:
         self.capture = Capture(log, models, tensors, settings, self._guard_forward)  # type: ignore[arg-type]
 
     def attach(self) -> None:
-        before, after = self._guard(self._before_step), self._guard(self._after_step)
+        before, after = self._unless_alone(self._guard(self._before_step)), self._guard(self._after_step)
         if self._discover:
             self._handles = [
                 register_optimizer_step_pre_hook(before),
@@ -120,6 +120,15 @@ class Follower:
         if self.begun:
             self._log.update_info(optimizers=describe_optimizers(self._optimizers))
         return True
+
+    def _unless_alone(self, before: Callable[..., None]) -> Callable[..., None]:
+        """What is only counted needs no hook before it: not even a guard."""
+
+        def unless_alone(optimizer: Optimizer, *_: Any) -> None:
+            if optimizer is not self._alone:
+                before(optimizer)
+
+        return unless_alone
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer is self._alone or not self._watches(optimizer):

@@ -52,12 +52,16 @@ class Jumps:
         self._limit, self._scale = _LARGEST, 0.0
         self.usual = math.nan
 
+    def passes(self, value: float) -> bool:
+        """Take the value if it plainly does not jump; else leave it to `add`."""
+        if value <= self._limit and len(self._new) < _REFRESH:  # false for NaN and infinity
+            self._new.append(value)
+            return True
+        return False
+
     def add(self, value: float) -> bool:
         """The next value of the series; True when it jumps. Those that are not finite are left out."""
-        if value <= self._limit and len(self._new) < _REFRESH:  # nearly always; false for NaN and infinity
-            self._new.append(value)
-            return False
-        if not math.isfinite(value):
+        if self.passes(value) or not math.isfinite(value):
             return False
         self._refresh()
         self._new.append(value)

@@ -74,7 +74,7 @@ class Recorder:
         self._ring: deque[Record] = deque(maxlen=SIZE)
         self._open = Record()  # the step under way
         self._jumps = {"loss": Jumps(LOSS_FACTOR), "grad_norm": Jumps(NORM_FACTOR)}
-        self._lowest_rate = math.inf
+        self._rate, self._lowest_rate = math.nan, math.inf
         self._arrivals: Arrivals[tuple[Record, str]] = Arrivals()
         self._quiet: dict[str, tuple[int, int]] = {}  # kind -> quiet until this step, cool-down in steps
         self._accidents: list[dict[str, Any]] = []
@@ -86,6 +86,9 @@ class Recorder:
         Of several in a step (micro-batches, two losses of a GAN) the last one is kept; each is judged.
         """
         record = self._at(step)
+        if not logged and isinstance(value, float) and self._jumps["loss"].passes(value):  # nearly always
+            record.loss = value
+            return None
         return self._see(record, "loss", value, judge=not logged or record.loss is None)
 
     def norm(self, step: int, value: float | Tensor, *, scaled: bool = False) -> Accident | None:
@@ -182,15 +185,18 @@ class Recorder:
         if loss_scale is not None:
             scale = float(loss_scale) if loss_scale.is_cpu else loss_scale
             self._see(record, "loss_scale", scale, judge=False)
-        if rates and isinstance(rates[0], float | int):
-            self._follow(rates[0])
-            record.lr = float(rates[0])
+        rate = rates[0] if rates else None
+        if isinstance(rate, float | int):
+            record.lr = rate = float(rate)
+            if rate != self._rate:
+                self._follow(rate)
         self._ring.append(record)
         self._open = Record()
         if self._written < self._write_until:
             self._write()
 
     def _follow(self, rate: float) -> None:
+        self._rate = rate
         if rate > RATE_FACTOR * self._lowest_rate:
             for jumps in self._jumps.values():
                 jumps.reset()
