@@ -84,7 +84,10 @@ class Watcher:
         if self._guard.failed:
             return
         self._guard.failed = True
-        self._detach()
+        try:
+            self._detach()
+        except Exception as other:  # what stays attached does nothing any more
+            logger.warning("not every hook could be removed: %r", other)
         logger.warning("layerwatch stopped watching %s after an error; training goes on: %r", self.run, error)
         try:
             with (self.run / "errors.log").open("a") as file:
