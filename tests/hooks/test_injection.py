@@ -36,7 +36,7 @@ THE_GUARD = {
     ("backward", "backward"), ("backward", "_begin"), ("backward", "_end"), ("backward", "<genexpr>"),
     ("gradients", "_grouping"), ("gradients", "_norm_of"),
     ("scaler", "scale"), ("scaler", "scaling"), ("scaler", "step"), ("scaler", "scaler_steps"),
-    ("scaler", "scaler_stepped"),
+    ("scaler", "scaler_stepped"), ("follower", "unless_alone"),
     ("watcher", "log"), ("watcher", "<dictcomp>"), ("watcher", "close"), ("watcher", "step"),
     ("watcher", "_fail"), ("live", "report"),
 }  # fmt: skip
