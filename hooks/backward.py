@@ -76,9 +76,11 @@ def _begin(roots: Any) -> bool:
     if isinstance(roots, list | tuple) and len(roots) == 1:
         roots = roots[0]
     root = roots if isinstance(roots, Tensor) else None
-    for listener in _listeners[:]:
+    awaited = False
+    for listener in tuple(_listeners):
         listener.backward_begins(root)
-    return any(listener.backward_ended is not None for listener in _listeners)
+        awaited = awaited or listener.backward_ended is not None
+    return awaited
 
 
 def _end() -> None:

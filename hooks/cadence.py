@@ -85,7 +85,9 @@ class Cadence:
 
     def leave(self) -> None:
         """Monitoring gives the time back to the training."""
-        self._spent, self._entered = self._used(time.perf_counter()), None
+        if self._entered is not None:
+            self._spent += time.perf_counter() - self._entered
+            self._entered = None
 
     def _used(self, now: float) -> float:
         return self._spent + (now - self._entered if self._entered is not None else 0.0)

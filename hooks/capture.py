@@ -43,7 +43,7 @@ class Capture:
         self._values = Values(log)
         self._reference = settings.reference or Reference()
         self._measure = Measure(self._reference, updates=settings.updates)
-        self._waiting: list[tuple[Taken, dict[str, float]]] = []  # rows that are on a device yet
+        self.pending: list[tuple[Taken, dict[str, float]]] = []  # rows that are on a device yet
         self._present: list[WatchedTensor] = []  # the tensors of this step
         self._opened = False  # they are known
         self._bytes = 0
@@ -167,7 +167,7 @@ class Capture:
         """The gradient norm of every tensor, at a step that is not captured."""
         with torch.no_grad():
             self._measure.norms(step, time.time(), ready(self._tensors))
-        self._waiting.append((self._measure.taken(), {}))
+        self.pending.append((self._measure.taken(), {}))
         self.settle()
 
     def before_step(self, optimizer: Optimizer | None) -> None:
@@ -273,7 +273,7 @@ class Capture:
         """
         self._open()
         self._collect(step, self._of(None), learning_rates(optimizers), stepped=False)
-        self._waiting.append((self._measure.taken(), {}))
+        self.pending.append((self._measure.taken(), {}))
         self.settle()
         self._forget_step(step)
         self._reset(step)
@@ -305,13 +305,13 @@ class Capture:
 
     def _write(self, taken: Taken, scalars: dict[str, float]) -> None:
         """Write these rows, now if they are here and in order, else when the device has sent them."""
-        self._waiting.append((taken, scalars))
+        self.pending.append((taken, scalars))
         self.settle()
 
     def settle(self, *, wait: bool = False) -> None:
         """Write what has arrived, in order; `wait`: everything."""
-        while self._waiting and (wait or self._waiting[0][0].ready()):
-            taken, scalars = self._waiting.pop(0)
+        while self.pending and (wait or self.pending[0][0].ready()):
+            taken, scalars = self.pending.pop(0)
             batch = taken.batch()
             self._states |= taken.states
             if scalars:

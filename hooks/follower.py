@@ -213,11 +213,14 @@ class Follower:
     def _end_step(self, step: int) -> None:
         """What every step costs, besides being counted."""
         self._completed = step
-        self.scalars.flush()
+        if self.scalars.pending:
+            self.scalars.flush()
         self._clipping.stepped()
         self.recorder.finish(step, self._rates, self._scaling.scale)
-        self._tell(self.recorder.arrived())
-        self._judge_captured()
+        if self.recorder.pending:
+            self._tell(self.recorder.arrived())
+        if self.capture.pending or self.capture.norms:
+            self._judge_captured()
 
     def _judge_captured(self) -> None:
         """The norms of captured gradients, which an accelerator may send later."""

@@ -146,6 +146,11 @@ class Recorder:
         self._quiet[accident.kind] = accident.step + cool_down, 2 * cool_down
         return accident
 
+    @property
+    def pending(self) -> Arrivals:
+        """Numbers that have not arrived; false when there is none."""
+        return self._arrivals
+
     def arrived(self, *, wait: bool = False) -> Accident | None:
         """What has come from an accelerator: the first accident among it."""
         found = None

@@ -105,6 +105,11 @@ class PendingScalars:
                 self._arrivals.send((step, now, name), value)
         self.flush()
 
+    @property
+    def pending(self) -> Arrivals:
+        """Those that have not arrived; false when there is none."""
+        return self._arrivals
+
     def flush(self, *, wait: bool = False) -> None:
         """Write the copies that have arrived, in order; `wait` for all of them."""
         if not self._arrivals:

@@ -98,9 +98,9 @@ def test_what_the_device_sends_late_is_written_when_it_arrives(
     settle = Capture.settle
 
     def spy(capture: Capture, **how: Any) -> None:
-        before = len(capture._waiting)
+        before = len(capture.pending)
         settle(capture, **how)
-        written.append(before - len(capture._waiting))
+        written.append(before - len(capture.pending))
 
     monkeypatch.setattr(DeviceBatch, "ready", lambda _: arrived[0])
     monkeypatch.setattr(DeviceBatch, "wait", wait)
