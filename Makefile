@@ -34,6 +34,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[demo,dev]'
 	@touch $@ $(VENV)/.installed-demo
 
+$(VENV)/.installed-bench: $(VENV)/.installed-bench
+	@echo "Installing what the benchmarks compare with into $(VENV)"
+	$(INSTALL) -e '.[bench]'
+	@touch $@
+
 # The browser tests drive a real Chromium.
 browser:
 	@sh .ci/browser
