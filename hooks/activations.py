@@ -49,7 +49,7 @@ class ActivationTap:
         self._forward: set[str] = set()  # recorded outside of backward
         self._attention = AttentionTap(self._pending)
         self._notes: list[str] = []
-        self._silent = False
+        self._unseen = 0  # captured steps in a row of which nothing was seen
         self.seconds = 0.0
 
     def attach(self) -> None:
@@ -98,9 +98,12 @@ class ActivationTap:
                 if share is not None:
                     observations.append(Observation(name, kind, None, share))
         observations += self._attention.take()
-        if not observations and self._leaves and not self._silent:
-            self._silent = True
-            self._notes.append(_NOTHING_SEEN)
+        if observations:
+            self._unseen = 0
+        elif self._handles and self._leaves:
+            self._unseen += 1
+            if self._unseen == 2:  # once proves nothing: an accident is captured after its forward
+                self._notes.append(_NOTHING_SEEN)
         self._pending.clear()
         self._found.clear()
         self._forward.clear()

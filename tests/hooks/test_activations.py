@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainings import batch, loss_of, mlp, norm, train, watched_training
 
 from layerwatch import Run, watch
+from layerwatch.hooks.activations import ActivationTap
 
 
 def capture_outputs(model: nn.Module) -> dict[str, list[Tensor]]:
@@ -273,3 +274,17 @@ def test_a_scripted_part_is_left_alone(tmp_path: Path) -> None:
     assert set(run.stats("activation")["tensor"]) == {"1", "2"}
     assert len(run.stats("weight", "0.weight")) == 4
     assert any("scripted" in note for note in run.info["notes"])
+
+
+def test_a_step_whose_forward_was_over_is_not_called_silent() -> None:
+    """An accident is known at backward: its step is captured, and the hooks come too late for its outputs."""
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    tap = ActivationTap([model], lambda work: work)
+    tap.attach()
+    model(x)
+    tap.arm()
+    assert (tap.take(), tap.notes()) == ([], [])
+    model(x)
+    assert [seen.tensor for seen in tap.take()] == ["Linear"]
+    assert tap.notes() == []
+    tap.detach()
