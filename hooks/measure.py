@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..monitor import kernels
 from ..monitor.summary import Summary
 from .reference import Reference
 from .rows import Block, Rows
@@ -336,7 +337,9 @@ def _with_gradient(state: str | None, zero: bool) -> str | None:
 
 def route_of(weight: Tensor) -> str:
     """By which route a tensor is measured."""
-    return SWEEP if plain(weight) else SINGLE if weight.is_cpu or weight.device.type == "mps" else DEVICE
+    if kernels.available() and plain(weight):
+        return SWEEP
+    return SINGLE if weight.is_cpu or weight.device.type == "mps" else DEVICE
 
 
 def _double(tensor: Tensor) -> torch.dtype:

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..monitor.kernels import _FLAGS, _compiled
+from ..monitor.plain import moment_ratios
 from ..monitor.summary import Summary, merge
 from .statistics import parts_of, summarise_array, summarise_tensor
 from .tensors import is_sharded
@@ -132,15 +131,16 @@ def _summarise(second: _Second) -> Summary:
     if second.gradient is not None:
         gradient = second.gradient.detach()
         gradients = list(_like(moments, gradient))
-    found, pair = [], np.zeros(2)
+    found, dot, lost = [], 0.0, 0
     for moment, gradient in zip(moments, gradients, strict=True):
         v = parts_of(moment)
         g = np.empty(0, v.dtype) if gradient is None else parts_of(gradient)
-        _against(v, g, float(second.correction), second.eps, pair)
+        ratios, below = moment_ratios(v, g, float(second.correction), second.eps)
+        dot, lost = dot + ratios, lost + below
         found.append(summarise_array(v))
     whole = _merged(found)
-    whole.dot = None if second.gradient is None else float(pair[0])
-    whole.lost = int(pair[1])
+    whole.dot = None if second.gradient is None else dot
+    whole.lost = lost
     return whole
 
 
@@ -154,38 +154,6 @@ def _like(pieces: list[Tensor], tensor: Tensor) -> Iterator[Tensor]:
         return iter([tensor])
     same = tensor if pieces[0].ndim == tensor.ndim else tensor.reshape(-1)
     return iter(same.split(pieces[0].shape[0]))
-
-
-@_compiled(_FLAGS)
-def _ratios(v: NDArray, g: NDArray, correction: float, eps: float) -> float:
-    """Sum of g^2 / max(v / correction, eps^2); not finite when an element is not."""
-    total = 0.0
-    least = eps * eps
-    for i in range(v.size):
-        w = np.float64(g[i])
-        total += w * w / max(np.float64(v[i]) / correction, least)
-    return total
-
-
-@_compiled()
-def _against(v: NDArray, g: NDArray, correction: float, eps: float, pair: NDArray) -> None:
-    """pair (2,) += sum of (g / max(sqrt(v / correction), eps))^2; number of sqrt(v / correction) < eps."""
-    least = eps * eps
-    below = 0
-    for i in range(v.size):
-        below += np.float64(v[i]) / correction < least
-    pair[1] += below
-    if g.size == 0:
-        return
-    total = _ratios(v, g, correction, eps) if least > 0 else np.nan
-    if np.isfinite(total):
-        pair[0] += total
-        return
-    for i in range(v.size):
-        bottom = max(np.float64(v[i]) / correction, least)
-        w = np.float64(g[i])
-        if bottom > 0 and np.isfinite(w * w / bottom):
-            pair[0] += w * w / bottom
 
 
 def on_device(seconds: list[_Second], firsts: list[tuple[str, Tensor]]) -> list[Row]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..monitor import kernels
+from ..monitor import plain
 from ..monitor.sketch import add_sketch, relative_error
 from ..monitor.summary import Summary
 from .checkpoint import State, match
@@ -212,18 +212,17 @@ class Reference:
             distance = float(np.square(counters.astype(np.float64) - kept.values.numpy()).sum())
             dot = (squares + kept.squares - distance) / 2
             return Summary(count=weight.numel(), sum_sq=distance, dot=dot, ref_sum_sq=kept.squares)
-        now, out = parts_of(weight), np.zeros(4)
+        now = parts_of(weight)
         values, bits, residual = self.copies(name)
         if values is not None and values.size == now.size:
-            kernels.drift32(now, values.astype(now.dtype, copy=False), out)
+            distance, dot, squares, flips = plain.distance(now, values)
         elif bits is not None and bits.size == now.size:
-            kernels.drift_bf16(now.astype(np.float32, copy=False), bits, out)
+            distance, dot, squares, flips = plain.distance(now, bits)
         else:
             return None
-        distance, dot, squares, flips = out.tolist()
         return Summary(
             count=weight.numel(), sum_sq=distance, dot=dot, ref_sum_sq=squares,
-            sign_flips=int(flips), residual_sq=residual,
+            sign_flips=flips, residual_sq=residual,
         )  # fmt: skip
 
 

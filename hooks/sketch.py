@@ -37,8 +37,7 @@ class AnchorSketches:
         self._steps = frozenset(range(0, MOST * steps[0], steps[0]) if every else steps)
         if len(self._steps) > MOST:
             raise ValueError(f"expected at most {MOST} anchors, got {len(self._steps)}: choose among them")
-        for dtype in (np.float32, np.float64):  # compile, or load from the cache, before a step is timed
-            add_sketch(np.zeros(1, dtype), "", np.zeros(2))
+        add_sketch(np.zeros(1, np.float32), "", np.zeros(2))  # compiles, or loads, before a step is timed
 
     def wants(self, step: int) -> bool:
         """Is this step an anchor?"""

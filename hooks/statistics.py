@@ -1,13 +1,13 @@
 """From a torch tensor to a summary: the hot path.
 
-Everything is computed inline on the live tensor, one pass over memory, in the compiled kernels of
-`monitor.kernels`. Half precision is widened to float32 first; complex tensors count by modulus; integers and
-float8 by value.
+Everything is computed inline on the live tensor, one pass over memory: float32 in a compiled sweep of one
+tensor, double precision in numpy (`monitor.plain`). Half precision is widened to float32 first; complex
+tensors count by modulus; integers and float8 by value.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 import threading
 from dataclasses import replace
 from typing import Any
@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..monitor import kernels, sweep
+from ..monitor import kernels, plain, sweep
 from ..monitor.summary import Summary
 
 Array = NDArray[np.floating]
 
-_EMPTY, _NO_BITS = np.empty(0, np.float32), np.empty(0, np.uint8)
+_NO_BITS = np.empty(0, np.uint8)
 _PLAIN = (torch.float32, torch.float64)
 
 
@@ -30,10 +30,8 @@ class _Scratch(threading.local):
     """Buffers that the kernels fill, one set per thread: compiled loops release the interpreter's lock."""
 
     def __init__(self) -> None:
-        self.out = np.empty(8)
-        self.wide = np.zeros(2 * kernels.WIDE, np.int64)
-        self.buckets = np.empty(2 * kernels.WIDE, np.int16)
-        self.counts = np.empty(2 * kernels.WIDE, np.int64)
+        self.buckets = np.empty(sweep.ROOM, np.int16)
+        self.counts = np.empty(sweep.ROOM, np.int64)
         self.sweep = sweep.Buffers()
         self.job = np.zeros((1, sweep.JOB), np.int64)
         self.job[:, sweep.WEIGHT_ROW : sweep.DRIFT_ROW + 1] = -1
@@ -75,7 +73,8 @@ def summarise_array(x: Array, **more: Any) -> Summary:
 
     `more`: further fields of the summary.
     """
-    summary = _double(x) if x.dtype == np.float64 else _single(x)
+    fast = x.dtype == np.float32 and kernels.available()
+    summary = _single(x) if fast else plain.summarise(x)
     return replace(summary, **more) if more else summary
 
 
@@ -86,7 +85,7 @@ def _single(x: Array) -> Summary:
     buffers = own.sweep
     sweep.sweep(
         own.job, 0, own.numbers, own.counters, own.buckets, own.counts, 0, _NO_BITS,
-        buffers.scratch, buffers.index, buffers.histograms, buffers.pairs,
+        buffers.scratch, buffers.index, buffers.histograms, buffers.pairs, buffers.edges, buffers.memory,
     )  # fmt: skip
     total, squares, low, high = own.numbers[0, : sweep.MAX + 1].tolist()
     zeros, subnormals, nans, pos_infs, neg_infs, _, _, end = own.counters[0].tolist()
@@ -106,30 +105,6 @@ def _single(x: Array) -> Summary:
     )
 
 
-def _double(x: Array) -> Summary:
-    own = _scratch
-    own.out[:] = 0.0
-    own.out[2], own.out[3] = math.inf, -math.inf
-    kernels.summarise64(x, x.view(np.int64), own.wide, own.out)
-    used = kernels.take_buckets(own.wide, kernels.WIDE, 4, kernels.WIDE - 4, own.buckets, own.counts)
-    total, squares, low, high, zeros, nans, pos_infs, neg_infs = own.out.tolist()
-    kept = own.counts[:used].copy()
-    return Summary(
-        count=x.size,
-        sum=total,
-        sum_sq=squares,
-        min=low,
-        max=high,
-        zeros=int(zeros),
-        subnormals=x.size - int(zeros + nans + pos_infs + neg_infs + kept.sum()),
-        nans=int(nans),
-        pos_infs=int(pos_infs),
-        neg_infs=int(neg_infs),
-        buckets=own.buckets[:used].copy(),
-        counts=kept,
-    )
-
-
 def summarise_tensor(tensor: Tensor) -> Summary:
     """Summary of a tensor of any dtype and layout; implied zeros of a sparse tensor are counted."""
     summary = summarise_array(array_of(tensor))
@@ -145,8 +120,7 @@ def summarise_gradient(gradient: Tensor, *, rows: bool) -> Summary:
     if not rows or gradient.ndim < 2 or gradient.is_sparse or gradient.numel() == 0:
         return summarise_tensor(gradient)
     values = array_of(gradient)
-    active = np.zeros(gradient.shape[0], bool)
-    kernels.active_rows(values.reshape(active.size, -1), active)
+    active = (values.reshape(gradient.shape[0], -1) != 0).any(1)
     return summarise_array(values, units=active.size, active=np.packbits(active).tobytes())
 
 
@@ -160,23 +134,19 @@ def summarise_update(before: Array, weight: Tensor, gradient: Tensor | None) -> 
     """
     after = parts_of(weight)
     dense = gradient is not None and not gradient.is_sparse and not gradient.is_complex()
-    used = array_of(gradient) if dense and gradient is not None else _EMPTY
-    if used.size != after.size:
-        used = _EMPTY
-    pair, difference = np.empty(3), np.empty_like(after)
-    kernels.update_pair(before, after, used.astype(after.dtype, copy=False), difference, pair)
+    used = array_of(gradient) if dense and gradient is not None else None
+    if used is not None and used.size != after.size:
+        used = None
+    difference, dot, squares, lost = plain.change(before, after, used)
     if weight.is_complex():
         difference = np.hypot(difference[::2], difference[1::2])
     summary = summarise_array(difference)
-    lost = int(pair[2]) if used.size else None
-    return replace(summary, dot=float(pair[0]), ref_sum_sq=float(pair[1]), lost=lost)
+    return replace(summary, dot=dot, ref_sum_sq=squares, lost=lost)
 
 
 def warm_up() -> None:
-    """Compile, or load from the cache, before the first step is timed."""
-    for dtype in (torch.float32, torch.float64):
-        x = torch.ones(2, 2, dtype=dtype)
-        summarise_gradient(x, rows=True)
-        summarise_update(array_of(x), x, x)
-        kernels.drift32(array_of(x), array_of(x), np.empty(4))
-    kernels.drift_bf16(np.ones(2, np.float32), np.ones(2, np.int16), np.empty(4))
+    """Compile, or load from the cache, before the first step is timed; or find that it cannot be."""
+    nothing = np.empty(0, np.int64)
+    with contextlib.suppress(RuntimeError):  # it is logged, and numpy takes over
+        sweep.copy_all(nothing, nothing, nothing)
+        _single(np.ones(2, np.float32))

@@ -121,16 +121,16 @@ class Sweeper:
         done = end = 0
         own = self._buffers
         buckets, counts = np.empty(self._room, np.int16), np.empty(self._room, np.int64)
-        while True:
+        while done < len(table):
             done, end = sweep.sweep(
                 table, done, numbers, counters, buckets, counts, end, active,
-                own.scratch, own.index, own.histograms, own.pairs,
+                own.scratch, own.index, own.histograms, own.pairs, own.edges, own.memory,
             )  # fmt: skip
-            if done == len(table):
-                return buckets[:end], counts[:end]
-            self._room *= 2
-            buckets = np.concatenate([buckets, np.empty_like(buckets)])
-            counts = np.concatenate([counts, np.empty_like(counts)])
+            if done < len(table):
+                self._room *= 2
+                buckets = np.concatenate([buckets, np.empty_like(buckets)])
+                counts = np.concatenate([counts, np.empty_like(counts)])
+        return buckets[:end], counts[:end]
 
 
 def _address(tensor: Tensor | None) -> int:

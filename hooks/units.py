@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..monitor import unit_kernels
+from ..monitor import kernels
 from ..monitor.summary import Summary, merge
 from .pending import Pending
 from .statistics import array_of, summarise_array
@@ -121,14 +121,14 @@ def _on_host(pending: Pending, module: nn.Module, dense: Tensor, unit: int, low:
     if zeros_matter or ends_matter:
         zeros, ends = np.zeros((2, units), np.int64)
         bounds = values.dtype.type(low), values.dtype.type(high)
-        unit_kernels.unit_counts(lines, *bounds, zeros, ends)
+        kernels.unit_counts(lines, *bounds, zeros, ends)
         call.active = zeros < values.size // units
         call.ends = pending.add_vector(ends) if ends_matter else None
     elif summary.min >= 0:
         zeros = np.zeros(units, np.int64)
     if call.active is None:
         call.active = np.zeros(units, bool)
-        unit_kernels.active_units(lines, call.active)
+        kernels.active_units(lines, call.active)
     call.zeros = None if zeros is None else pending.add_vector(zeros)
     return call
 
@@ -205,7 +205,6 @@ def _inside(low: float, high: float) -> tuple[float, float]:
 
 def warm_up() -> None:
     """Compile the kernels, or load them from the cache, before the first step is timed."""
-    for dtype in (np.float32, np.float64):
-        x, counts = np.ones((1, 1, 1), dtype), np.zeros((2, 1), np.int64)
-        unit_kernels.unit_counts(x, dtype(0), dtype(1), *counts)
-        unit_kernels.active_units(x, np.zeros(1, bool))
+    x, counts = np.ones((1, 1, 1), np.float32), np.zeros((2, 1), np.int64)
+    kernels.unit_counts(x, np.float32(0), np.float32(1), *counts)
+    kernels.active_units(x, np.zeros(1, bool))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ..monitor import LogWriter
+from ..monitor import LogWriter, kernels
 from .cadence import Cadence
 from .follower import Follower
 from .guard import Guard
@@ -63,6 +63,8 @@ class Watcher:
         )
         self._capture = self._follower.capture
         self._attach()
+        which, why = kernels.describe()  # known by now: all that a training needs was compiled or loaded
+        log.update_info(kernels=which, notes=[*log.info["notes"], *why])
         log.event(first_step, "restart" if first_step else "start", f"process {os.getpid()}")
         atexit.register(self.close)
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from .kernels import histogram_quantiles
 from .summary import bucket_edges, quantiles
 
 #: Columns of `Run.stats` and the share of each quantile.
@@ -240,8 +241,6 @@ def _quantiles(table: pa.Table, raw: dict[str, NDArray]) -> dict[str, NDArray]:
 
 
 def _compiled_quantiles(table: pa.Table, small: NDArray) -> NDArray:
-    from .kernels import histogram_quantiles
-
     buckets, counts = (table[name].combine_chunks() for name in ("buckets", "counts"))
     found = np.empty((table.num_rows, len(QUANTILES)))
     histogram_quantiles(

@@ -23,46 +23,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .kernels import _compiled
+from . import kernels
 
 #: Counters of an anchor's sketch; tensors of up to so many elements are stored as they are.
 COUNTERS = 4096
-
-_STEP = np.uint64(0x9E3779B97F4A7C15)
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_30, _27, _31, _63 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(63)
-_BLOCK = 1024
-
-
-@_compiled()
-def _hash(seed: np.uint64, out: NDArray) -> None:
-    """splitmix64 (Steele, Lea, Flood 2014; Vigna's constants) of seed, seed + 1, ... into out (uint64)."""
-    for i in range(out.size):
-        z = seed + np.uint64(i) + _STEP
-        z = (z ^ (z >> _30)) * _FIRST
-        z = (z ^ (z >> _27)) * _SECOND
-        out[i] = z ^ (z >> _31)
-
-
-@_compiled()
-def _add(x: NDArray, seed: np.uint64, counters: NDArray) -> float:
-    """Add the sketch of x (n,), whose first element hashes from `seed`, to counters (m,), m a power of 2.
-
-    Returns |x|^2.
-    """
-    squares = 0.0
-    mask = np.uint64(counters.size - 1)
-    hashes = np.empty(_BLOCK, np.uint64)
-    for start in range(0, x.size, _BLOCK):
-        size = min(_BLOCK, x.size - start)
-        _hash(seed + np.uint64(start), hashes[:size])
-        for i in range(size):
-            z = hashes[i]
-            sign = 1.0 - 2.0 * np.float64(np.int64(z >> _63))  # a branch would be guessed wrong half the time
-            v = np.float64(x[start + i])
-            counters[z & mask] += sign * v
-            squares += v * v
-    return squares
 
 
 def seed_of(name: str) -> int:
@@ -81,7 +45,7 @@ def add_sketch(x: NDArray[np.floating], name: str, counters: NDArray[np.float64]
     Returns:
         |x|^2.
     """
-    return _add(x, np.uint64((seed_of(name) + start) % 2**64), counters)
+    return kernels.add_sketch(x, np.uint64((seed_of(name) + start) % 2**64), counters)
 
 
 def sketch(x: NDArray[np.floating], name: str, counters: int) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from layerwatch.hooks import units
 from layerwatch.hooks.activations import ActivationTap
 from layerwatch.hooks.attention import Observation
 from layerwatch.hooks.pending import Pending
-from layerwatch.monitor import unit_kernels
+from layerwatch.monitor import kernels
 from layerwatch.monitor.summary import summarise
 
 
@@ -54,12 +54,12 @@ def test_kernels_count_what_numpy_counts(shape: tuple[int, ...], dtype: Any) -> 
     if x.size > 10:
         x.flat[3], x.flat[5], x.flat[6] = np.nan, np.inf, -np.inf
     zeros, ends = np.ones((2, shape[1]), np.int64)  # they add
-    unit_kernels.unit_counts(x, dtype(-0.3), dtype(0.9), zeros, ends)
+    kernels.unit_counts(x, dtype(-0.3), dtype(0.9), zeros, ends)
     with np.errstate(invalid="ignore"):
         assert (zeros - 1).tolist() == (x == 0).sum(axis=(0, 2)).tolist()
         assert (ends - 1).tolist() == ((x < dtype(-0.3)) | (x > dtype(0.9))).sum(axis=(0, 2)).tolist()
     active = np.zeros(shape[1], bool)
-    unit_kernels.active_units(x, active)
+    kernels.active_units(x, active)
     assert active.tolist() == (x != 0).any(axis=(0, 2)).tolist()
 
 
