@@ -56,9 +56,11 @@ with watch(model, optimizers, run=Path(sys.argv[1]), every=2, anchors=2, step_no
         loss = nn.functional.cross_entropy(model(torch.randn(8, 3, 6, 6), torch.randint(0, 30, (8,))),
                                            torch.randint(0, 16, (8,)))
         loss.backward()
-        nn.utils.clip_grad_norm_(dense, 1.0)
+        if step == 2:
+            nn.utils.clip_grad_norm_(dense, 0.01)
         for optimizer in optimizers:
             optimizer.step()
+        for optimizer in optimizers:
             optimizer.zero_grad()
         watcher.log(train_loss=loss)
 """
@@ -143,6 +145,8 @@ def test_numpy_writes_the_same_rows(tmp_path: Path, compiled: Path, how: str) ->
         "initial_weight", "weight", "gradient", "update", "drift", "activation", "second_moment", "momentum",
         "attention_entropy", "attention_logit", "gradient_norm",
     }  # fmt: skip
+    assert wanted.loc[wanted["kind"] == "second_moment", "dot"].gt(0).any()
+    assert set(wanted["stage"].dropna()) == {"at_step", "before_clip"}
     assert wanted["residual_sq"].notna().any()
     assert wanted["lost"].gt(0).any()
     assert wanted["sign_flips"].gt(0).any()
