@@ -8,8 +8,8 @@ steps with detached ones: what it shows is noise.
 
 floor: one sum over every weight and every gradient, which reads them once and computes nothing else.
 capture: weights, gradients, true updates and drift of every tensor, written to the log. all: with the outputs
-of leaf modules. inside: the CPU time in the hooks of a capture: the noise of a long step does not touch it, but
-the caches that it leaves cold are not in it. state: what the optimizer's state adds to every tenth capture.
+of leaf modules. inside: the CPU time in the hooks of a capture: the noise of a long step does not touch it,
+but the caches that it leaves cold are not in it. state: what optimizer state adds to every tenth capture.
 compaction: what a background thread does later to turn the log into Parquet, per capture.
 wandb: `wandb.watch(log="all", log_freq=1)`, offline; its service process is counted.
 TensorBoard: `add_histogram` of every weight and every gradient.
