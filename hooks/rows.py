@@ -171,10 +171,6 @@ class Rows:
             return batches[0] if batches else None
         return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
-    def forget(self) -> None:
-        """Rows that are not complete by now never will be."""
-        self._blocks = []
-
     def _summaries(self) -> pa.RecordBatch:
         columns = list(zip(*self._rows, strict=True))
         self._rows = []

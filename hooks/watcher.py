@@ -61,7 +61,6 @@ class Watcher:
         self._follower = Follower(
             log, models, tensors, optimizers, cadence, settings, self._guard, self._live, first_step
         )
-        self._capture = self._follower.capture
         self._attach()
         which, why = kernels.describe()  # known by now: all that a training needs was compiled or loaded
         log.update_info(kernels=which, notes=[*log.info["notes"], *why])
