@@ -14,18 +14,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from .errors import RunError, RunExistsError
-from .schema import SCHEMA_VERSION, SORT_KEYS, TABLES, VALUES
+from .schema import GIVEN, SCHEMA_VERSION, SORT_KEYS, TABLES
+from .spans import Span, spans
 from .wal import WalReader, WalWriter
 
 #: A write-ahead file is turned into Parquet at this size, or at an age of 30 s or a tenth of the run's age.
@@ -35,38 +38,6 @@ SEGMENT_SECONDS = 30.0
 MERGE_BYTES = 256 << 20
 #: Rows of a Parquet row group, the least that a reader decodes; a row of `values` may hold 4,096 numbers.
 ROW_GROUP, VALUES_ROW_GROUP = 20_000, 500
-
-_NAME = re.compile(r"(?P<writer>.+?)-(?P<first>\d{6})(?:-(?P<last>\d{6}))?\.(?:wal|parquet)$")
-
-
-class Span(NamedTuple):
-    """Which write-ahead files of one writer a file holds."""
-
-    writer: str
-    first: int
-    last: int
-
-    @classmethod
-    def of(cls, path: Path) -> Span | None:
-        """Read from the file's name; None for a foreign file."""
-        found = _NAME.match(path.name)
-        if not found:
-            return None
-        first = int(found["first"])
-        return cls(found["writer"], first, int(found["last"] or first))
-
-    def covers(self, other: Span) -> bool:
-        return self.writer == other.writer and self.first <= other.first and other.last <= self.last
-
-    @property
-    def stem(self) -> str:
-        return f"{self.writer}-{self.first:06d}" + (f"-{self.last:06d}" if self.last > self.first else "")
-
-
-def spans(folder: Path, suffix: str) -> dict[Span, Path]:
-    """The files below `folder` that count: those that no other of them covers, in order."""
-    found = {span: p for p in folder.glob(f"*{suffix}") if (span := Span.of(p))}
-    return {s: found[s] for s in sorted(found) if not any(o != s and o.covers(s) for o in found)}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -92,10 +63,14 @@ class LogWriter:
     def __init__(self, path: Path, info: dict[str, Any], *, resume: bool = False, writer: str = "r0") -> None:
         self.path, self.writer = path, writer
         self._claim(resume)
+        self.session = 0
+        self._captured = (-1, -1)  # the latest captured step, and its ordinal
         self.info = {"schema_version": SCHEMA_VERSION, "created": time.time(), **info, "closed": False}
         if resume:
             old = json.loads((path / "run.json").read_text())
             self.info["created"] = old.get("created", self.info["created"])
+            self.session = int(old.get("session", 0)) + 1
+        self.info["session"] = self.session
         taken = [
             s.last for folder in ("wal", *TABLES) for p in (path / folder).glob("*") if (s := Span.of(p))
         ]
@@ -132,27 +107,45 @@ class LogWriter:
         write_json(self.path / "run.json", self.info)
 
     def stats(self, batch: pa.RecordBatch) -> None:
-        """Append rows of `schema.STATS`: on disk (page cache) when this returns."""
-        self._wal.append_batch("stats", batch)
+        """Append rows of `schema.GIVEN["stats"]`: on disk (page cache) when this returns."""
+        steps = batch["step"].to_numpy()
+        captures = np.empty(len(steps), np.int64)
+        for step in np.unique(steps):
+            captures[steps == step] = self._ordinal(int(step), batch, steps == step)
+        columns = [*batch.columns, self._sessions(len(steps)), pa.array(captures)]
+        self._wal.append_batch("stats", pa.RecordBatch.from_arrays(columns, schema=TABLES["stats"]))
         self._rotate_if_due()
 
+    def _ordinal(self, step: int, batch: pa.RecordBatch, rows: NDArray[np.bool_]) -> int:
+        """Which capture of this session a step is; gradient norms between captures belong to the last one."""
+        latest, ordinal = self._captured
+        if step <= latest or pc.all(pc.equal(batch["kind"].filter(pa.array(rows)), "gradient_norm")).as_py():
+            return max(ordinal, 0)
+        self._captured = step, ordinal + 1
+        return ordinal + 1
+
+    def _sessions(self, rows: int) -> pa.Array:
+        return pa.array(np.full(rows, self.session, np.int32))
+
     def values(self, rows: Sequence[tuple[int, float, str, str, Iterable[float]]]) -> int:
-        """Append rows of `schema.VALUES`; returns the bytes written."""
+        """Append rows of `schema.GIVEN["values"]`; returns the bytes written."""
         if not rows:
             return 0
         columns = list(zip(*rows, strict=True))
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, VALUES, strict=True)]
-        return self._wal.append_batch("values", pa.RecordBatch.from_arrays(arrays, schema=VALUES))
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, GIVEN["values"], strict=True)]
+        arrays.append(self._sessions(len(rows)))
+        return self._wal.append_batch("values", pa.RecordBatch.from_arrays(arrays, schema=TABLES["values"]))
 
     def scalars(self, step: int, when: float, numbers: dict[str, float]) -> None:
         """Append one number per name."""
         if numbers:
-            self._wal.append_rows("scalars", [[step, when, name, value] for name, value in numbers.items()])
+            rows = [[step, when, name, value, self.session] for name, value in numbers.items()]
+            self._wal.append_rows("scalars", rows)
         self._rotate_if_due()
 
     def event(self, step: int, event: str, message: str) -> None:
         """Append something that happened to the run itself."""
-        self._wal.append_rows("events", [[step, time.time(), event, message]])
+        self._wal.append_rows("events", [[step, time.time(), event, message, self.session]])
 
     def _rotate_if_due(self) -> None:
         now = time.monotonic()
@@ -192,7 +185,7 @@ def compact_wal(run: Path, span: Span) -> None:
     reader.read()
     if reader.damaged:  # the file goes, what was wrong with it stays on record
         message = f"{wal.name}: {reader.damaged} damaged bytes were skipped"
-        rows = [{"step": 0, "time": time.time(), "event": "note", "message": message}]
+        rows = [{"step": 0, "time": time.time(), "event": "note", "message": message, "session": 0}]
         reader.tables["events"].append(pa.RecordBatch.from_pylist(rows, TABLES["events"]))
     for table in TABLES:
         write_part(run, table, span, reader.tables[table])

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import RunError
-from .log import Span, spans
-from .schema import SCHEMA_VERSION, TABLES
+from .schema import SCHEMA_VERSION, TABLES, upgrade
+from .spans import Span, spans
 from .wal import WalReader
 
 
@@ -105,13 +105,11 @@ class LogReader:
 
     def _read_part(self, path: Path, schema: pa.Schema, target: pa.Schema, clauses: list) -> pa.Table | None:
         try:
-            return pq.read_table(
-                path,
-                schema=schema,
-                columns=target.names,
-                filters=clauses or None,
-                page_checksum_verification=True,
-            ).cast(target)
+            there = [c for c in target.names if c in pq.read_schema(path).names]
+            found = pq.read_table(
+                path, columns=there, filters=clauses or None, page_checksum_verification=True
+            )
+            return upgrade(found, path.parent.name).select(target.names).cast(target)
         except FileNotFoundError:
             raise
         except (OSError, ValueError, pa.ArrowException) as error:

@@ -321,7 +321,7 @@ class Run:
     def events(self) -> pd.DataFrame:
         """What happened to the run itself: step, time, event, message."""
         return (
-            self._log.table("events")
+            self._log.table("events", ["step", "time", "event", "message"])
             .to_pandas()
             .sort_values(["time", "step"], kind="stable", ignore_index=True)
         )

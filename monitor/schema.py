@@ -1,11 +1,13 @@
-"""The Arrow schemas of a run's four tables, and their version (documented in docs/log-format.md)."""
+"""The Arrow schemas of a run's tables, and their version (documented in docs/log-format.md)."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import pyarrow as pa
 
 #: Written to run.json and to every file. A reader refuses a newer version; older ones stay readable.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: The kinds of rows in the `stats` table.
 KINDS = (
@@ -88,12 +90,60 @@ EVENTS = pa.schema(
     ]
 )
 
-TABLES: dict[str, pa.Schema] = {"stats": STATS, "values": VALUES, "scalars": SCALARS, "events": EVENTS}
+#: The tables as rows are given to `LogWriter`, which adds what `_WRITTEN` names. Format version 1 was this.
+GIVEN: dict[str, pa.Schema] = {"stats": STATS, "values": VALUES, "scalars": SCALARS, "events": EVENTS}
 
-#: The order of rows inside a Parquet part: one tensor's history is contiguous.
+#: Which start of the training wrote the row: 0, and one more with each resume.
+_SESSION = pa.field("session", pa.int32(), nullable=False)
+#: The captured step's ordinal within session and writer, from 0. Null in logs of format version 1.
+_CAPTURE = pa.field("capture", pa.int64())
+_WRITTEN = {"stats": [_SESSION, _CAPTURE], "values": [_SESSION], "scalars": [_SESSION], "events": [_SESSION]}
+
+#: The tables of a log.
+TABLES: dict[str, pa.Schema] = {name: pa.schema([*schema, *_WRITTEN[name]]) for name, schema in GIVEN.items()}
+
+#: How many captures a row of each roll-up level holds.
+FACTORS = (16, 256, 4096, 65536)
+
+#: Several captures of one tensor in one row; step, time and capture are those of the first.
+ROLLUP = pa.schema(
+    [
+        *TABLES["stats"],
+        pa.field("last_step", pa.int64(), nullable=False),
+        pa.field("sum_sq_min", pa.float64(), nullable=False),  # of one capture
+        pa.field("sum_sq_max", pa.float64(), nullable=False),
+        pa.field("ratio_sq_max", pa.float64()),  # sum_sq / ref_sum_sq of one capture
+    ]
+)
+
+
+def rollup_table(factor: int) -> str:
+    """The name of a roll-up level's table, and of its folder."""
+    return f"rollup{factor}"
+
+
+ROLLUPS = tuple(rollup_table(factor) for factor in FACTORS)
+
+#: Every table, by the name of its folder.
+SCHEMAS: dict[str, pa.Schema] = {**TABLES, **dict.fromkeys(ROLLUPS, ROLLUP)}
+
+_BY_TENSOR = [(name, "ascending") for name in ("kind", "tensor", "session", "step")]
+#: The order of rows inside a Parquet part. Kind first: most questions are about one kind of all tensors.
 SORT_KEYS: dict[str, list[tuple[str, str]]] = {
-    "stats": [("tensor", "ascending"), ("kind", "ascending"), ("step", "ascending")],
-    "values": [("tensor", "ascending"), ("kind", "ascending"), ("step", "ascending")],
-    "scalars": [("name", "ascending"), ("step", "ascending"), ("time", "ascending")],
-    "events": [("step", "ascending"), ("time", "ascending")],
+    "stats": _BY_TENSOR,
+    "values": _BY_TENSOR,
+    "scalars": [(name, "ascending") for name in ("name", "session", "step", "time")],
+    "events": [("time", "ascending")],
+    **dict.fromkeys(ROLLUPS, _BY_TENSOR),
 }
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+
+
+def upgrade(rows: Rows, name: str) -> Rows:
+    """Rows of format version 1, or as they are given to the writer, in today's schema of this table."""
+    for field in _WRITTEN[name]:
+        if field.name not in rows.schema.names:
+            empty = pa.nulls(rows.num_rows, field.type)
+            rows = rows.append_column(field, empty if field.nullable else empty.fill_null(0))
+    return rows

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .schema import SCHEMA_VERSION, TABLES
+from .schema import GIVEN, SCHEMA_VERSION, TABLES, upgrade
 
 MAGIC = b"LWF1"
 _HEAD = struct.Struct("<4sBII")
@@ -69,6 +69,7 @@ class WalReader:
     path: Path
     offset: int = 0
     damaged: int = 0  # bytes that are no valid frame, the unfinished tail excluded
+    version: int = SCHEMA_VERSION  # as the header says
     tables: dict[str, list[pa.RecordBatch]] = field(default_factory=lambda: {name: [] for name in TABLES})
 
     def read(self) -> bool:
@@ -106,19 +107,19 @@ class WalReader:
         name = _NAMES.get(code)
         try:
             if name == "header":
-                return json.loads(payload)["schema_version"] <= SCHEMA_VERSION
+                self.version = int(json.loads(payload)["schema_version"])
+                return self.version <= SCHEMA_VERSION
+            if name is None:
+                return False
+            schema = GIVEN[name] if self.version == 1 else TABLES[name]
             if name in ("stats", "values"):
-                self.tables[name].append(pa.ipc.read_record_batch(pa.py_buffer(payload), TABLES[name]))
-                return True
-            if name in ("scalars", "events"):
+                batch = pa.ipc.read_record_batch(pa.py_buffer(payload), schema)
+            else:
                 columns = [list(c) for c in zip(*json.loads(payload), strict=True)]
-                self.tables[name].append(
-                    pa.RecordBatch.from_arrays(
-                        [pa.array(c, f.type) for c, f in zip(columns, TABLES[name], strict=True)],
-                        schema=TABLES[name],
-                    )
-                )
-                return True
+                arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+                batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+            self.tables[name].append(upgrade(batch, name))
+            return True
         except (ValueError, KeyError, TypeError, pa.ArrowException):
             return False
         return False

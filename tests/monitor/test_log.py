@@ -19,8 +19,8 @@ from made_logs import TENSORS, info, make_run, stats_batch, write_step
 
 from layerwatch.monitor import LogWriter, Run, RunError, RunExistsError, compact
 from layerwatch.monitor import log as log_module
-from layerwatch.monitor.log import Span, spans
 from layerwatch.monitor.schema import SORT_KEYS, TABLES
+from layerwatch.monitor.spans import Span, spans
 
 
 def counted(run: Run) -> Counter[tuple[int, str]]:
@@ -117,7 +117,7 @@ def test_a_part_is_sorted_and_typed_for_any_reader(tmp_path: Path) -> None:
         table = pq.read_table(part)
         assert table.schema.remove_metadata().equals(schema), name
         assert table.sort_by(SORT_KEYS[name]).equals(table), name
-        assert (table.schema.metadata or {})[b"layerwatch_schema_version"] == b"1"
+        assert (table.schema.metadata or {})[b"layerwatch_schema_version"] == b"2"
     (part,) = (path / "stats").glob("*.parquet")
     meta = pq.read_metadata(part)
     assert meta.row_group(0).column(2).statistics.has_min_max  # the tensor: groups can be skipped

@@ -444,7 +444,7 @@ def spoilt(path: Path, text: str) -> Path:
         ("[]", "is damaged"),
         ("{}", "is damaged"),
         ('{"schema_version": "x"}', "is damaged"),
-        ('{"schema_version": 2}', "has log format 2, this layerwatch reads up to 1: upgrade"),
+        ('{"schema_version": 3}', "has log format 3, this layerwatch reads up to 2: upgrade"),
     ],
 )
 def test_a_spoilt_run_json_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from made_logs import TENSORS, stats_batch
 
 from layerwatch.monitor import SCHEMA_VERSION
-from layerwatch.monitor.schema import VALUES
+from layerwatch.monitor.schema import TABLES, upgrade
 from layerwatch.monitor.wal import MAGIC, WalReader, WalWriter, encode
 
 HEAD = 13  # bytes before a payload
@@ -25,9 +25,9 @@ def write(path: Path, steps: int = 4, tensors: int = 3) -> list[int]:
     writer = WalWriter(path, {"writer": "r0"})
     ends = [writer.size]
     for step in range(steps):
-        writer.append_batch("stats", stats_batch([step])[:tensors])
+        writer.append_batch("stats", upgrade(stats_batch([step])[:tensors], "stats"))
         ends.append(writer.size)
-        writer.append_rows("scalars", [[step, 0.5, "train_loss", float(step)]])
+        writer.append_rows("scalars", [[step, 0.5, "train_loss", float(step), 0]])
         ends.append(writer.size)
     writer.close()
     return ends
@@ -43,7 +43,11 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert reader.read()
     assert rows(reader) == [0, 1, 2, 3]
     assert rows(reader, "stats") == [s for s in range(4) for _ in TENSORS]
-    assert pa.Table.from_batches(reader.tables["stats"]).to_batches()[1].equals(stats_batch([1]))
+    assert (
+        pa.Table.from_batches(reader.tables["stats"])
+        .to_batches()[1]
+        .equals(upgrade(stats_batch([1]), "stats"))
+    )
     assert reader.damaged == 0
     assert not reader.read()
 
@@ -102,15 +106,25 @@ def test_random_garbage_is_survived(tmp_path: Path) -> None:
 
 def test_the_magic_inside_a_payload_is_data(tmp_path: Path) -> None:
     """Also right behind a torn frame, where the reader searches for the next one."""
-    tricky = encode("scalars", json.dumps([[7, 0.0, "forged", 1.0]]).encode())
+    tricky = encode("scalars", json.dumps([[7, 0.0, "forged", 1.0, 0]]).encode())
     batch = pa.RecordBatch.from_pylist(
-        [{"step": 0, "time": 0.0, "tensor": MAGIC.decode() * 5, "kind": "weight", "values": [1.0]}], VALUES
+        [
+            {
+                "step": 0,
+                "time": 0.0,
+                "tensor": MAGIC.decode() * 5,
+                "kind": "weight",
+                "values": [1.0],
+                "session": 0,
+            }
+        ],
+        TABLES["values"],
     )
     writer = WalWriter(tmp_path / "a.wal", {})
     before = writer.size
     writer.append_batch("values", batch)
-    writer.append_rows("events", [[1, 0.0, MAGIC.decode(), tricky.decode("latin-1")]])
-    writer.append_rows("scalars", [[1, 0.0, MAGIC.decode(), 1.0]])
+    writer.append_rows("events", [[1, 0.0, MAGIC.decode(), tricky.decode("latin-1"), 0]])
+    writer.append_rows("scalars", [[1, 0.0, MAGIC.decode(), 1.0, 0]])
     writer.close()
     reader = WalReader(tmp_path / "a.wal")
     reader.read()
@@ -131,12 +145,12 @@ def test_the_magic_inside_a_payload_is_data(tmp_path: Path) -> None:
 def test_a_reader_follows_a_writer_and_never_sees_half_a_frame(tmp_path: Path) -> None:
     writer = WalWriter(tmp_path / "a.wal", {})
     steps = 300
-    batches = [stats_batch([s] * 20) for s in range(3)]
+    batches = [upgrade(stats_batch([s] * 20), "stats") for s in range(3)]
 
     def work() -> None:
         for step in range(steps):
             writer.append_batch("stats", batches[step % 3])
-            writer.append_rows("scalars", [[step, 0.0, "loss", 0.0]])
+            writer.append_rows("scalars", [[step, 0.0, "loss", 0.0, 0]])
 
     thread = threading.Thread(target=work)
     reader = WalReader(tmp_path / "a.wal")
@@ -172,7 +186,7 @@ def test_a_missing_file_is_no_news(tmp_path: Path) -> None:
 
 def test_a_frame_of_a_newer_layerwatch_is_reported_not_guessed(tmp_path: Path) -> None:
     header = encode("header", json.dumps({"schema_version": SCHEMA_VERSION + 1}).encode())
-    scalars = encode("scalars", json.dumps([[0, 0.0, "loss", 1.0]]).encode())
+    scalars = encode("scalars", json.dumps([[0, 0.0, "loss", 1.0, 0]]).encode())
     (tmp_path / "a.wal").write_bytes(header + scalars)
     reader = WalReader(tmp_path / "a.wal")
     reader.read()
