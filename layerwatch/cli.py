@@ -1,24 +1,13 @@
-"""The command line: the only place that knows all rooms. Each command imports what it needs when it runs."""
+"""The command line: what can be typed. `commands` does it, and is imported when something is to be done."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import socket
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from .monitor import Finding, Run
-
-SEVERITIES = ("info", "warning", "critical")
-STYLES = {"info": "cyan", "warning": "yellow", "critical": "bold red"}
+from typing import NoReturn
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,15 +24,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
-    def command(
-        name: str, work: Callable[[argparse.Namespace], int], about: str, example: str
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about, epilog=f"example: {example}")
-        sub.set_defaults(work=work)
-        return sub
+    def command(name: str, about: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=about, description=about, epilog=f"example: {example}")
 
     demo = command(
-        "demo", _demo, "train five small real networks, print the findings, serve the dashboard on them",
+        "demo", "train five small real networks, print the findings, serve the dashboard on them",
         "layerwatch demo --dir demo-runs --no-serve",
     )  # fmt: skip
     demo.add_argument(
@@ -54,7 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     dashboard = command(
         "dashboard",
-        _dashboard,
         "serve the dashboard on every run below a folder",
         "layerwatch dashboard runs --port 8050",
     )
@@ -65,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--port", type=int, default=8050, help="port to listen at (default: %(default)s)")
 
     check = command(
-        "check", _check, "say what is wrong with runs, in which layer, since which step and what to do",
+        "check", "say what is wrong with runs, in which layer, since which step and what to do",
         "layerwatch check runs/exp1 --fail-on critical",
     )  # fmt: skip
     check.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
@@ -80,24 +64,24 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--format", choices=("text", "json"), default="text", help="(default: %(default)s)")
     check.add_argument(
         "--fail-on",
-        choices=SEVERITIES[1:],
+        choices=("warning", "critical"),
         help="exit with 1 when a finding is at least so severe (default: never)",
     )
 
-    runs = command("runs", _runs, "list the runs below a folder", "layerwatch runs runs")
+    runs = command("runs", "list the runs below a folder", "layerwatch runs runs")
     runs.add_argument(
         "dir", nargs="?", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)"
     )
 
     export = command(
-        "export", _export, "write a run as one tidy table: one row per step, tensor and kind",
+        "export", "write a run as one tidy table: one row per step, tensor and kind",
         "layerwatch export runs/exp1 exp1.parquet",
     )  # fmt: skip
     export.add_argument("run", metavar="RUN", help="run folder")
     export.add_argument("out", metavar="OUT", help="file to write: .parquet or .csv")
 
     compact = command(
-        "compact", _compact, "turn a finished run's write-ahead files into Parquet and merge its parts",
+        "compact", "turn a finished run's write-ahead files into Parquet and merge its parts",
         "layerwatch compact runs/exp1",
     )  # fmt: skip
     compact.add_argument("run", metavar="RUN", help="run folder that no process writes")
@@ -107,8 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 `check --fail-on` failed, 2 wrong input."""
     options = build_parser().parse_args(arguments)
+    from . import commands
+
     try:
-        code = options.work(options)
+        code = getattr(commands, options.command.replace("-", "_"))(options)
         sys.stdout.flush()  # here, where a reader that has gone is no error
         return code
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -119,182 +105,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-
-
-def _demo(options: argparse.Namespace) -> int:
-    if not options.no_serve:  # better now than after the trainings
-        _check_port(options.port)
-    from .demo import run_demo
-
-    folders = run_demo(options.dir)
-    from .monitor import Run
-
-    for folder in folders:
-        _print_findings(Run(folder))
-    if options.no_serve:
-        _say(f"See them in the browser: layerwatch dashboard {options.dir}")
-        return 0
-    from .dashboard import serve
-
-    serve(options.dir, port=options.port)
-    return 0
-
-
-def _dashboard(options: argparse.Namespace) -> int:
-    if options.dir.exists() and not options.dir.is_dir():
-        raise ValueError(
-            f"expected a folder of runs, but {options.dir} is a file: give the folder above the runs"
-        )
-    if not options.dir.exists():
-        raise ValueError(
-            f"expected a folder of runs, but {options.dir} does not exist: "
-            "check the path, or train with watch(...)"
-        )
-    _check_port(options.port, options.host)
-    from .dashboard import serve
-
-    serve(options.dir, host=options.host, port=options.port)
-    return 0
-
-
-def _check_port(port: int, host: str = "127.0.0.1") -> None:
-    if not 0 <= port <= 65535:
-        raise ValueError(f"expected a port from 0 to 65535, got {port}")
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(
-            f"expected a free port, but {host}:{port} cannot be used ({reason}): choose another --port"
-        ) from None
-
-
-def _check(options: argparse.Namespace) -> int:
-    runs, baselines = [_open(path) for path in options.runs], [_open(path) for path in options.baseline]
-    found = [(run, run.findings(baselines), run.notes(baselines)) for run in runs]
-    if options.format == "json":
-        document = {
-            "version": 1,
-            "runs": [run.name for run in runs],
-            "findings": [f.to_dict() for _, findings, _ in found for f in findings],
-            "notes": [
-                note if len(runs) == 1 else f"{run.name}: {note}" for run, _, notes in found for note in notes
-            ],
-        }
-        print(json.dumps(document, indent=1, allow_nan=False))
-    else:
-        for run, findings, notes in found:
-            _print_findings(run, findings, notes)
-    worst = max((SEVERITIES.index(f.severity) for _, findings, _ in found for f in findings), default=-1)
-    return int(options.fail_on is not None and worst >= SEVERITIES.index(options.fail_on))
-
-
-def _open(path: str) -> Run:
-    from .monitor import Run, RunError
-
-    run = Run(path)
-    if run.last_step < 0:
-        raise RunError(
-            f"the run {path} is empty: nothing is captured yet, "
-            "wait for its first steps or check the training"
-        )
-    return run
-
-
-def _runs(options: argparse.Namespace) -> int:
-    from rich.markup import escape
-
-    from .monitor import scan_runs
-
-    runs, broken = scan_runs(options.dir)
-    table = _table("run", "health", "state", "step", "age", "train_loss", "val_loss")
-    for run in runs:
-        alarms = [f for f in run.findings() if f.severity != "info"]
-        health = f"[{STYLES[alarms[0].severity]}]{alarms[0].problem}[/]" if alarms else "[green]healthy[/]"
-        state = "live" if run.live else "closed" if run.info.get("closed") else "interrupted"
-        age = _age(time.time() - float(run.info.get("created") or 0))
-        losses = [_latest(run, name) for name in ("train_loss", "val_loss")]
-        name = os.path.relpath(run.path, options.dir)
-        table.add_row(
-            escape(run.name if name == "." else name), health, state, str(run.last_step), age, *losses
-        )
-    _say(table if runs else escape(f"No runs below {options.dir}."))
-    for folder, problem in broken.items():
-        print(f"{folder}: {problem}", file=sys.stderr)
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    from .monitor import export
-
-    rows = export(_open(options.run), options.out)
-    print(f"{options.out}: {rows} rows")
-    return 0
-
-
-def _compact(options: argparse.Namespace) -> int:
-    from .monitor import RunError, compact
-
-    run = _open(options.run)
-    if run.live:
-        raise RunError(f"{options.run} is still being written: wait until its training has ended")
-    print(f"{options.run}: {compact(run.path)} files replaced")
-    return 0
-
-
-def _print_findings(run: Run, findings: list[Finding] | None = None, notes: Sequence[str] = ()) -> None:
-    from rich.markup import escape
-
-    findings = run.findings() if findings is None else findings
-    alarms = sum(f.severity != "info" for f in findings)
-    verdict = f"[bold red]{alarms} alarm{'s' * (alarms > 1)}[/]" if alarms else "[bold green]no alarm[/]"
-    _say(f"\n[bold]{escape(run.name)}[/] · {run.last_step + 1} steps · {verdict}")
-    if findings:
-        table = _table("severity", "problem", "where", "steps", "what, and what to try first")
-        for f in findings:
-            where = "\n".join(escape(name) for name in f.layers[:3]) + (
-                f"\n+{len(f.layers) - 3} more" if len(f.layers) > 3 else ""
-            )
-            what = f"{escape(f.summary)}\n[dim]{escape(f.advice)}[/]"
-            table.add_row(
-                f"[{STYLES[f.severity]}]{f.severity}[/]",
-                f.problem,
-                where,
-                f"{f.first_step}-{f.last_step}",
-                what,
-            )
-        _say(table)
-    for note in notes:
-        _say(f"[dim]note: {escape(note)}[/]")
-
-
-def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(columns):
-        last = place == len(columns) - 1
-        table.add_column(column, overflow="fold", ratio=1 if last and len(columns) == 5 else None)
-    return table
-
-
-def _say(what: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    console.print(what)
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _latest(run: Run, name: str) -> str:
-    values = run.scalars(name)["value"]
-    return f"{values.iloc[-1]:.4g}" if len(values) else ""

@@ -17,9 +17,17 @@ ROOT = Path(__file__).resolve().parent.parent
 FRAMEWORKS = {"accelerate", "keras", "lightning", "pytorch_lightning", "tensorflow", "transformers"}
 DASH = {"dash", "dash_ag_grid", "dash_mantine_components", "flask", "plotly", "waitress"}
 FORBIDDEN = {
-    "monitor": {"torch", "layerwatch.hooks", "layerwatch.dashboard", "layerwatch.cli", *DASH, *FRAMEWORKS},
-    "hooks": {"layerwatch.dashboard", "layerwatch.cli", *DASH},
-    "dashboard": {"torch", "layerwatch.hooks", "layerwatch.cli", *FRAMEWORKS},
+    "monitor": {
+        "torch",
+        "layerwatch.hooks",
+        "layerwatch.dashboard",
+        "layerwatch.cli",
+        "layerwatch.commands",
+        *DASH,
+        *FRAMEWORKS,
+    },
+    "hooks": {"layerwatch.dashboard", "layerwatch.cli", "layerwatch.commands", *DASH},
+    "dashboard": {"torch", "layerwatch.hooks", "layerwatch.cli", "layerwatch.commands", *FRAMEWORKS},
 }
 
 
