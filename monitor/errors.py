@@ -10,3 +10,7 @@ class RunError(ValueError):
 
 class RunExistsError(RunError):
     """The run folder already holds a log: resume it or choose another name."""
+
+
+class StoreError(RunError):
+    """An object store cannot be used: unreachable, no such bucket, no or wrong credentials."""
