@@ -1,9 +1,10 @@
 """The log and what it means: numpy, pandas and pyarrow only. Imports neither torch nor dash."""
 
+from .compact import compact
 from .errors import RunError, RunExistsError
 from .export import export, tidy
 from .findings import SEVERITIES, Finding, find
-from .log import LogWriter, compact
+from .log import LogWriter
 from .run import Run
 from .runs import open_runs, scan_runs
 from .schema import KINDS, SCHEMA_VERSION

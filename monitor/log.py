@@ -23,21 +23,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .compact import compact, compact_wal
 from .errors import RunError, RunExistsError
-from .schema import GIVEN, SCHEMA_VERSION, SORT_KEYS, TABLES
+from .schema import GIVEN, SCHEMA_VERSION, TABLES
 from .spans import Span, spans
-from .wal import WalReader, WalWriter
+from .wal import WalWriter
 
 #: A write-ahead file is turned into Parquet at this size, or at an age of 30 s or a tenth of the run's age.
 SEGMENT_BYTES = 32 << 20
 SEGMENT_SECONDS = 30.0
 #: Parts are merged at close up to this size in all; more is left to `layerwatch compact`.
 MERGE_BYTES = 256 << 20
-#: Rows of a Parquet row group, the least that a reader decodes; a row of `values` may hold 4,096 numbers.
-ROW_GROUP, VALUES_ROW_GROUP = 20_000, 500
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -176,76 +174,3 @@ class LogWriter:
             self._thread.join()
         compact(self.path, limit=MERGE_BYTES)
         self.update_info(closed=True, ended=time.time())
-
-
-def compact_wal(run: Path, span: Span) -> None:
-    """Write the Parquet parts of a finished write-ahead file, then delete it. Interruptible at any point."""
-    wal = run / "wal" / f"{span.stem}.wal"
-    reader = WalReader(wal)
-    reader.read()
-    if reader.damaged:  # the file goes, what was wrong with it stays on record
-        message = f"{wal.name}: {reader.damaged} damaged bytes were skipped"
-        rows = [{"step": 0, "time": time.time(), "event": "note", "message": message, "session": 0}]
-        reader.tables["events"].append(pa.RecordBatch.from_pylist(rows, TABLES["events"]))
-    for table in TABLES:
-        write_part(run, table, span, reader.tables[table])
-    wal.unlink(missing_ok=True)
-
-
-def write_part(run: Path, table: str, span: Span, batches: Sequence[pa.RecordBatch]) -> Path:
-    """One sorted Parquet part: zstd, page checksums, row groups that hold few tensors each."""
-    content = pa.Table.from_batches(batches, TABLES[table]).sort_by(SORT_KEYS[table])
-    content = content.replace_schema_metadata({"layerwatch_schema_version": str(SCHEMA_VERSION)})
-    target = run / table / f"{span.stem}.parquet"
-    temporary = target.with_name(f".{target.name}.tmp")
-    strings = [f.name for f in TABLES[table] if pa.types.is_string(f.type)]
-    pq.write_table(
-        content,
-        temporary,
-        compression="zstd",
-        use_dictionary=strings,  # type: ignore[arg-type]  # names are taken, too
-        row_group_size=VALUES_ROW_GROUP if table == "values" else ROW_GROUP,
-        write_page_checksum=True,
-    )
-    os.replace(temporary, target)
-    return target
-
-
-def compact(run: Path, *, limit: int | None = None) -> int:
-    """Turn write-ahead files into Parquet and merge each table's parts into one.
-
-    Only for a run that no process writes. `limit`: leave tables alone whose parts together exceed so many
-    bytes. Returns the number of files that were replaced.
-    """
-    replaced = 0
-    for span in list(spans(run / "wal", ".wal")):
-        compact_wal(run, span)
-        replaced += 1
-    for table in TABLES:
-        _remove_covered(run / table)
-        for writer in {s.writer for s in spans(run / table, ".parquet")}:
-            parts = {s: p for s, p in spans(run / table, ".parquet").items() if s.writer == writer}
-            size = sum(p.stat().st_size for p in parts.values())
-            if len(parts) < 2 or (limit is not None and size > limit):
-                continue
-            try:
-                batches = [b for p in parts.values() for b in _read_whole(p, TABLES[table]).to_batches()]
-            except (OSError, ValueError, pa.ArrowException):
-                continue  # damaged: it stays, and the reader says what is wrong with it
-            write_part(
-                run, table, Span(writer, min(s.first for s in parts), max(s.last for s in parts)), batches
-            )
-            replaced += len(parts)
-            _remove_covered(run / table)
-    return replaced
-
-
-def _read_whole(part: Path, schema: pa.Schema) -> pa.Table:
-    return pq.read_table(part, schema=schema, page_checksum_verification=True).cast(schema)
-
-
-def _remove_covered(folder: Path) -> None:
-    keep = set(spans(folder, ".parquet").values())
-    for path in folder.glob("*.parquet"):
-        if path not in keep and Span.of(path):
-            path.unlink(missing_ok=True)

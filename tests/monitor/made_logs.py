@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from layerwatch.monitor import LogWriter, Summary, summarise
+from layerwatch.monitor import LogWriter, Run, Summary, summarise
 from layerwatch.monitor.schema import STATS
 
 TENSORS = ("0.weight", "0.bias", "2.weight")
@@ -76,3 +77,18 @@ def make_run(path: Path, steps: int = 5, *, close: bool = True, **more: Any) -> 
     if close:
         log.close()
     return path
+
+
+def counted(run: Run) -> Counter[tuple[int, str]]:
+    """How often each (step, tensor) is in `stats("weight")`."""
+    frame = run.stats("weight")
+    return Counter(zip(frame["step"].tolist(), frame["tensor"].tolist(), strict=True))
+
+
+def assert_complete(path: Path, steps: int) -> None:
+    """Every row of every table is readable exactly once."""
+    run = Run(path)
+    assert counted(run) == {(s, t): 1 for s in range(steps) for t in TENSORS}
+    assert run.scalars("train_loss")["step"].tolist() == list(range(steps))
+    assert run.values("0.bias")[0].tolist() == list(range(steps))
+    assert (run.events()["event"] == "note").sum() == steps

@@ -1,0 +1,252 @@
+"""Parquet parts: sorted, checked, written whole.
+
+A part is an ordinary Parquet file with two additions where no Parquet reader looks. Between the magic
+`PAR1` and the first column chunk lie 12 bytes: `LWC1`, then CRC-32 and length of the file's tail (uint32,
+little endian). The tail is the rest of the file behind the last column chunk: first a table of the column
+chunks, in order of the row groups and of the columns in each (16 bytes a chunk: offset as uint64, length and
+CRC-32 as uint32), then the Parquet footer. Parquet's own page checksums cover neither the footer nor the
+pages' headers, in which one flipped bit turns numbers into other numbers. Parts of format version 1 have page
+checksums only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .schema import SCHEMA_VERSION, SCHEMAS, SORT_KEYS, upgrade
+from .spans import Span
+
+#: Rows of a Parquet row group, the least that a reader decodes; a row of `values` may hold 4,096 numbers.
+ROW_GROUP, VALUES_ROW_GROUP = 20_000, 500
+#: Columns with statistics in the footer: those by which a reader leaves out row groups. Others would only
+#: make the footer longer, at 15 ms a megabyte in every query.
+PRUNING = ("kind", "tensor", "step", "session", "capture", "name", "time")
+
+_HEAD = struct.Struct("<4sII")
+_MAGIC = b"LWC1"
+_CHUNK = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4")])
+
+
+class DamagedError(ValueError):
+    """A part that cannot be trusted: its bytes changed, or it is of a format that is not known."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in this folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class PartWriter:
+    """Writes one part, sorted rows first to last; as a context manager.
+
+    On a clean exit the file is checksummed, synchronised with the disk and renamed to `target`; on an error
+    the temporary file is removed.
+
+    Args:
+        target: the part's path. table: its name in `schema.SCHEMAS`.
+    """
+
+    def __init__(self, target: Path, table: str) -> None:
+        self.target, self._schema = target, SCHEMAS[table]
+        self._temporary = target.with_name(f".{target.name}.tmp")
+        self._group = VALUES_ROW_GROUP if table == "values" else ROW_GROUP
+        self._waiting: list[pa.Table] = []
+        self._rows = 0  # waiting for a row group
+
+    def __enter__(self) -> PartWriter:
+        self._sink = pa.OSFile(str(self._temporary), "wb")
+        strings = [f.name for f in self._schema if pa.types.is_string(f.type)]
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            self._schema.with_metadata({"layerwatch_schema_version": str(SCHEMA_VERSION)}),
+            compression="zstd",
+            use_dictionary=strings,  # type: ignore[arg-type]  # names are taken, too
+            write_statistics=[n for n in self._schema.names if n in PRUNING],  # type: ignore[arg-type]
+            write_page_checksum=True,
+        )
+        self._sink.write(bytes(_HEAD.size))
+        self._groups = 0
+        return self
+
+    def write(self, rows: pa.Table) -> None:
+        """Append rows, sorted by the table's keys and not before those written already."""
+        self._waiting.append(rows)
+        self._rows += rows.num_rows
+        while self._rows >= self._group:
+            self._write_group(self._group)
+
+    def _write_group(self, rows: int) -> None:
+        waiting = pa.concat_tables(self._waiting)
+        self._writer.write_table(waiting.slice(0, rows).combine_chunks(), row_group_size=rows)
+        self._waiting, self._rows = [waiting.slice(rows)], self._rows - rows
+        self._groups += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                if self._rows:
+                    self._write_group(self._rows)
+                self._finish()
+        finally:
+            self._sink.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        chunks = np.zeros(self._groups * len(self._schema), _CHUNK)
+        self._sink.write(chunks.tobytes())  # its place
+        self._writer.close()
+        self._sink.close()
+        with self._temporary.open("r+b") as file:
+            _find_chunks(chunks, self._writer.writer.metadata)
+            for place, (offset, length) in enumerate(zip(chunks["offset"], chunks["length"], strict=True)):
+                file.seek(offset)
+                chunks["checksum"][place] = zlib.crc32(file.read(length))
+            file.seek(-8, os.SEEK_END)
+            footer = int.from_bytes(file.read(4), "little") + 8
+            length = chunks.nbytes + footer
+            file.seek(-length, os.SEEK_END)
+            file.write(chunks.tobytes())
+            file.seek(-length, os.SEEK_END)
+            tail = file.read()
+            file.seek(4)
+            file.write(_HEAD.pack(_MAGIC, zlib.crc32(tail), length))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self._temporary, self.target)
+        sync_folder(self.target.parent)
+
+
+def _find_chunks(chunks: np.ndarray, footer: pq.FileMetaData) -> None:
+    """Offsets and lengths; our columns are flat or lists of numbers, so Parquet has one for each."""
+    place = 0
+    for group in range(footer.num_row_groups):
+        row_group = footer.row_group(group)
+        for number in range(footer.num_columns):
+            column = row_group.column(number)
+            start = column.dictionary_page_offset or column.data_page_offset
+            chunks[place] = (start, column.total_compressed_size, 0)
+            place += 1
+
+
+def write_part(run: Path, table: str, span: Span, batches: Sequence[pa.RecordBatch]) -> Path:
+    """One part of rows in any order; they are sorted in memory.
+
+    Args:
+        run: the run's folder. table: its name in `schema.SCHEMAS`. span: what it holds. batches: of today's
+            schema or of an older version's.
+    """
+    target = run / table / f"{span.stem}.parquet"
+    upgraded = [upgrade(batch, table) for batch in batches]
+    content = pa.Table.from_batches(upgraded, SCHEMAS[table]).sort_by(SORT_KEYS[table])
+    with PartWriter(target, table) as writer:
+        writer.write(content)
+    return target
+
+
+def open_part(source: Path | pa.NativeFile, *, table: str) -> pq.ParquetFile:
+    """A part, ready to be read; every byte that is read is checked.
+
+    Args:
+        source: a path, or a file that can be read at any place. table: its name in `schema.SCHEMAS`.
+
+    Raises:
+        DamagedError: the part is damaged, of a newer version, or no part of this table. Reading row groups
+            raises it, too; pyarrow's own errors are possible in parts of version 1.
+        OSError: the file cannot be read.
+    """
+    file = pa.OSFile(str(source), "rb") if isinstance(source, Path) else source
+    head = file.read_at(4 + _HEAD.size, 0)
+    checked = head[4:8] == _MAGIC
+    try:
+        part = pq.ParquetFile(
+            pa.PythonFile(_Checked(file, head), mode="r") if checked else file,
+            page_checksum_verification=True,
+        )
+        schema = part.schema_arrow
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedError(f"no whole Parquet file: {error}".splitlines()[0]) from None
+    found = (schema.metadata or {}).get(b"layerwatch_schema_version", b"").decode(errors="replace")
+    if found.isdigit() and int(found) > SCHEMA_VERSION:
+        raise DamagedError(f"of log format {found}, this layerwatch reads up to {SCHEMA_VERSION}: upgrade it")
+    if found != "1" and not checked:
+        raise DamagedError("its checksum is missing")
+    expected = SCHEMAS[table]
+    if not upgrade(schema.remove_metadata().empty_table(), table).schema.equals(expected):
+        raise DamagedError(f"expected the columns of {table}, found {', '.join(schema.names)}")
+    return part
+
+
+class _Checked:
+    """A file that checks each column chunk when it is read, and the tail when it is opened."""
+
+    def __init__(self, file: pa.NativeFile, head: bytes) -> None:
+        self._file, self._position, self.closed = file, 0, False
+        self._size = file.size()
+        _, checksum, length = _HEAD.unpack_from(head.ljust(4 + _HEAD.size), 4)
+        self._tail_at = self._size - length
+        self._tail = file.read_at(length, self._tail_at) if 8 < length <= self._size else b""
+        footer = int.from_bytes(self._tail[-8:-4], "little") + 8
+        if (
+            zlib.crc32(self._tail) != checksum
+            or not 8 < footer <= length
+            or (length - footer) % _CHUNK.itemsize
+        ):
+            raise DamagedError("the checksum of its footer is wrong")
+        chunks = np.frombuffer(self._tail, _CHUNK, (length - footer) // _CHUNK.itemsize)
+        self._starts, self._ends = chunks["offset"], chunks["offset"] + chunks["length"]
+        self._checksums = chunks["checksum"]
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._position
+        if size < 0:
+            size = self._size - start
+        self._position = start + size
+        if start >= self._tail_at:
+            return self._tail[start - self._tail_at :][:size]
+        data = self._file.read_at(size, start)
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        for place in range(first, int(np.searchsorted(self._starts, start + size))):
+            self._check(place, data, start)
+        return data
+
+    def _check(self, place: int, data: bytes, start: int) -> None:
+        begin, end = int(self._starts[place]), int(self._ends[place])
+        inside = start <= begin and end <= start + len(data)
+        chunk: Any = memoryview(data)[begin - start : end - start] if inside else None
+        if chunk is None:  # a reader that takes a chunk in pieces: the whole is checked
+            chunk = self._file.read_at(end - begin, begin)
+        if zlib.crc32(chunk) != self._checksums[place]:
+            raise DamagedError(f"the checksum of its bytes {begin} to {end} is wrong")
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + position
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def size(self) -> int:
+        return self._size
+
+    def close(self) -> None:
+        self.closed = True
+        self._file.close()

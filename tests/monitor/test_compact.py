@@ -1,0 +1,128 @@
+"""Compaction: what is written ahead becomes Parquet, and parts are merged; it may be interrupted anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from made_logs import TENSORS, assert_complete, counted, info, make_run, write_step
+
+from layerwatch.monitor import LogWriter, Run, compact
+from layerwatch.monitor.schema import TABLES
+
+
+class Interrupted(BaseException):
+    """The process dies here."""
+
+
+def dying_at(number: int) -> Callable[..., Any]:
+    """Wraps a file operation: its `number`-th call happens no more."""
+    calls = iter(range(number))
+
+    def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*args: Any, **kwargs: Any) -> Any:
+            if next(calls, None) is None:
+                raise Interrupted
+            return real(*args, **kwargs)
+
+        return operation
+
+    return wrap
+
+
+@pytest.fixture
+def die_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Interrupts the n-th rename, removal or Parquet file from now on."""
+    originals = (os.replace, Path.unlink, pq.ParquetWriter)
+
+    def arm(number: int) -> None:
+        wrap = dying_at(number)
+        monkeypatch.setattr(os, "replace", wrap(originals[0]))
+        monkeypatch.setattr(Path, "unlink", wrap(originals[1]))
+        monkeypatch.setattr(pq, "ParquetWriter", wrap(originals[2]))
+
+    yield arm
+    monkeypatch.undo()
+
+
+def several_files(path: Path) -> Path:
+    """A run that was interrupted twice: a merged part per table, then two write-ahead files."""
+    log = LogWriter(path, info())
+    write_step(log, 0)
+    log.close()
+    for step in (1, 2):
+        log = LogWriter(path, info(), resume=True)
+        write_step(log, step)
+    return path
+
+
+def test_compaction_interrupted_at_any_point_loses_and_doubles_nothing(
+    tmp_path: Path, die_at: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = several_files(tmp_path / "template")
+    completed, number = False, 0
+    for number in range(200):
+        path = tmp_path / f"run{number}"
+        shutil.copytree(template, path)
+        live = Run(path)  # a reader that was there before
+        die_at(number)
+        try:
+            compact(path)
+            completed = True
+        except Interrupted:
+            pass
+        monkeypatch.undo()
+        assert_complete(path, 3)
+        live.refresh()
+        assert counted(live) == {(s, t): 1 for s in range(3) for t in TENSORS}, number
+        compact(path)  # the next attempt finishes the work
+        assert_complete(path, 3)
+        assert [len(list((path / t).glob("*.parquet"))) for t in TABLES] == [1, 1, 1, 1]
+        assert not list((path / "wal").iterdir())
+        if completed:
+            break
+    assert completed
+    assert number > 20
+
+
+def test_large_tables_are_left_to_the_compact_command(tmp_path: Path) -> None:
+    path = several_files(tmp_path / "a")
+    compact(path, limit=1)
+    assert len(list((path / "stats").glob("*.parquet"))) == 3
+    assert_complete(path, 3)
+    assert compact(path) == 12
+    assert len(list((path / "stats").glob("*.parquet"))) == 1
+    assert_complete(path, 3)
+
+
+def test_a_damaged_part_does_not_stop_the_compaction_of_the_others(tmp_path: Path) -> None:
+    path = several_files(tmp_path / "a")
+    compact(path, limit=1)
+    damaged = sorted((path / "stats").glob("*.parquet"))[1]
+    damaged.write_bytes(b"PAR1" + bytes(100))
+    compact(path)
+    run = Run(path)
+    assert set(run.stats("weight")["step"]) == {0, 2}
+    assert run.scalars("train_loss")["step"].tolist() == [0, 1, 2]
+    assert damaged.name in run.problems  # kept, and still reported
+    assert damaged.exists()
+
+
+def test_compacting_a_damaged_write_ahead_file_says_so(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", 3, close=False)
+    (wal,) = (path / "wal").glob("*.wal")
+    data = bytearray(wal.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    wal.write_bytes(data)
+    before = Run(path)
+    before.last_step  # noqa: B018  (reads)
+    assert wal.name in before.problems
+    compact(path)
+    after = Run(path)
+    assert counted(after) == counted(before)
+    assert any(wal.name in message for message in after.events()["message"])
