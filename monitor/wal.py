@@ -2,8 +2,8 @@
 
 A file is a sequence of frames: 4 bytes magic, 1 byte table, 4 bytes payload length, 4 bytes CRC-32 of table
 and payload (little endian), payload. `stats` and `values` payloads are Arrow record batches; `scalars` and
-`events` are JSON rows; the first frame is a JSON header. A frame is appended by one write: a reader sees it
-whole or not at all.
+`events` are JSON rows; a `group` holds what belongs together, each as 1 byte table, 4 bytes length, payload;
+the first frame is a JSON header. A frame is appended by one write and read whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,44 +22,77 @@ from .schema import GIVEN, SCHEMA_VERSION, TABLES, upgrade
 
 MAGIC = b"LWF1"
 _HEAD = struct.Struct("<4sBII")
-_CODES = {"header": 0, "stats": 1, "values": 2, "scalars": 3, "events": 4}
+_INNER = struct.Struct("<BI")  # of a frame in a group: table, length
+_CODES = {"header": 0, "stats": 1, "values": 2, "scalars": 3, "events": 4, "group": 5}
 _NAMES = {code: name for name, code in _CODES.items()}
 
 
-def encode(table: str, payload: bytes) -> bytes:
-    """One frame."""
+Frame = tuple[str, bytes]  # table, payload
+
+
+def batch_frame(table: str, batch: pa.RecordBatch) -> Frame:
+    """Rows of `stats` or `values`."""
+    return table, batch.serialize().to_pybytes()
+
+
+def rows_frame(table: str, rows: list[list[Any]]) -> Frame:
+    """Rows of `scalars` or `events`, in the order of their schema."""
+    return table, json.dumps(rows, separators=(",", ":")).encode()
+
+
+def encode(*frames: Frame) -> bytes:
+    """A frame as bytes; several as one group, which is read whole or not at all."""
+    if len(frames) == 1:
+        ((table, payload),) = frames
+    else:  # no magic inside: who searches for the next frame after damage must not find half a group
+        heads = [_INNER.pack(_CODES[table], len(payload)) for table, payload in frames]
+        parts = [part for head, (_, payload) in zip(heads, frames, strict=True) for part in (head, payload)]
+        table, payload = "group", b"".join(parts)
     code = _CODES[table]
     return _HEAD.pack(MAGIC, code, len(payload), zlib.crc32(payload, code)) + payload
 
 
 class WalWriter:
-    """Appends frames to one new file; every `append` is in the page cache when it returns."""
+    """Appends frames to one new file; a frame is in the page cache when `write` returns.
+
+    Raises:
+        OSError: the file exists, or cannot be made or written. What was written of a frame is taken back.
+    """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path = path
         self.size = 0
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        self._write(encode("header", json.dumps({"schema_version": SCHEMA_VERSION, **header}).encode()))
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        try:
+            content = json.dumps({"schema_version": SCHEMA_VERSION, **header})
+            self.write(("header", content.encode()))
+        except OSError:
+            self.close()
+            path.unlink(missing_ok=True)
+            raise
 
-    def append_batch(self, table: str, batch: pa.RecordBatch) -> int:
-        """Append an Arrow batch of `stats` or `values`; returns the bytes written."""
-        return self._write(encode(table, batch.serialize().to_pybytes()))
-
-    def append_rows(self, table: str, rows: list[list[Any]]) -> int:
-        """Append rows of `scalars` or `events`, in the order of their schema."""
-        return self._write(encode(table, json.dumps(rows, separators=(",", ":")).encode()))
-
-    def _write(self, frame: bytes) -> int:
-        written = os.write(self._fd, frame)
-        while written < len(frame):  # a signal or a full disk cut the write: finish it or raise
-            written += os.write(self._fd, frame[written:])
+    def write(self, *frames: Frame) -> int:
+        """Append frames that are read together; returns the bytes written."""
+        data, written = encode(*frames), 0
+        try:
+            while written < len(data):  # a signal may cut a write
+                written += os.write(self.descriptor, data[written:])
+        except OSError:
+            if written:
+                os.ftruncate(self.descriptor, self.size)
+            raise
         self.size += written
         return written
 
+    @property
+    def removed(self) -> bool:
+        """The file has been deleted: what is written to it is lost."""
+        return os.fstat(self.descriptor).st_nlink == 0
+
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 @dataclass
@@ -109,6 +142,8 @@ class WalReader:
             if name == "header":
                 self.version = int(json.loads(payload)["schema_version"])
                 return self.version <= SCHEMA_VERSION
+            if name == "group":
+                return self._take_group(payload)
             if name is None:
                 return False
             schema = GIVEN[name] if self.version == 1 else TABLES[name]
@@ -123,3 +158,12 @@ class WalReader:
         except (ValueError, KeyError, TypeError, pa.ArrowException):
             return False
         return False
+
+    def _take_group(self, payload: bytes) -> bool:
+        position = 0
+        while position < len(payload):
+            code, length = _INNER.unpack_from(payload, position)
+            position += _INNER.size + length
+            if not self._take(code, payload[position - length : position]):
+                return False
+        return True

@@ -15,7 +15,7 @@ from made_logs import TENSORS, stats_batch
 
 from layerwatch.monitor import SCHEMA_VERSION
 from layerwatch.monitor.schema import TABLES, upgrade
-from layerwatch.monitor.wal import MAGIC, WalReader, WalWriter, encode
+from layerwatch.monitor.wal import MAGIC, WalReader, WalWriter, batch_frame, encode, rows_frame
 
 HEAD = 13  # bytes before a payload
 
@@ -25,9 +25,9 @@ def write(path: Path, steps: int = 4, tensors: int = 3) -> list[int]:
     writer = WalWriter(path, {"writer": "r0"})
     ends = [writer.size]
     for step in range(steps):
-        writer.append_batch("stats", upgrade(stats_batch([step])[:tensors], "stats"))
+        writer.write(batch_frame("stats", upgrade(stats_batch([step])[:tensors], "stats")))
         ends.append(writer.size)
-        writer.append_rows("scalars", [[step, 0.5, "train_loss", float(step), 0]])
+        writer.write(rows_frame("scalars", [[step, 0.5, "train_loss", float(step), 0]]))
         ends.append(writer.size)
     writer.close()
     return ends
@@ -106,7 +106,7 @@ def test_random_garbage_is_survived(tmp_path: Path) -> None:
 
 def test_the_magic_inside_a_payload_is_data(tmp_path: Path) -> None:
     """Also right behind a torn frame, where the reader searches for the next one."""
-    tricky = encode("scalars", json.dumps([[7, 0.0, "forged", 1.0, 0]]).encode())
+    tricky = encode(("scalars", json.dumps([[7, 0.0, "forged", 1.0, 0]]).encode()))
     batch = pa.RecordBatch.from_pylist(
         [
             {
@@ -122,9 +122,9 @@ def test_the_magic_inside_a_payload_is_data(tmp_path: Path) -> None:
     )
     writer = WalWriter(tmp_path / "a.wal", {})
     before = writer.size
-    writer.append_batch("values", batch)
-    writer.append_rows("events", [[1, 0.0, MAGIC.decode(), tricky.decode("latin-1"), 0]])
-    writer.append_rows("scalars", [[1, 0.0, MAGIC.decode(), 1.0, 0]])
+    writer.write(batch_frame("values", batch))
+    writer.write(rows_frame("events", [[1, 0.0, MAGIC.decode(), tricky.decode("latin-1"), 0]]))
+    writer.write(rows_frame("scalars", [[1, 0.0, MAGIC.decode(), 1.0, 0]]))
     writer.close()
     reader = WalReader(tmp_path / "a.wal")
     reader.read()
@@ -149,8 +149,8 @@ def test_a_reader_follows_a_writer_and_never_sees_half_a_frame(tmp_path: Path) -
 
     def work() -> None:
         for step in range(steps):
-            writer.append_batch("stats", batches[step % 3])
-            writer.append_rows("scalars", [[step, 0.0, "loss", 0.0, 0]])
+            writer.write(batch_frame("stats", batches[step % 3]))
+            writer.write(rows_frame("scalars", [[step, 0.0, "loss", 0.0, 0]]))
 
     thread = threading.Thread(target=work)
     reader = WalReader(tmp_path / "a.wal")
@@ -185,8 +185,8 @@ def test_a_missing_file_is_no_news(tmp_path: Path) -> None:
 
 
 def test_a_frame_of_a_newer_layerwatch_is_reported_not_guessed(tmp_path: Path) -> None:
-    header = encode("header", json.dumps({"schema_version": SCHEMA_VERSION + 1}).encode())
-    scalars = encode("scalars", json.dumps([[0, 0.0, "loss", 1.0, 0]]).encode())
+    header = encode(("header", json.dumps({"schema_version": SCHEMA_VERSION + 1}).encode()))
+    scalars = encode(("scalars", json.dumps([[0, 0.0, "loss", 1.0, 0]]).encode()))
     (tmp_path / "a.wal").write_bytes(header + scalars)
     reader = WalReader(tmp_path / "a.wal")
     reader.read()
@@ -197,3 +197,41 @@ def test_an_existing_file_is_never_appended_to(tmp_path: Path) -> None:
     write(tmp_path / "a.wal")
     with pytest.raises(FileExistsError):
         WalWriter(tmp_path / "a.wal", {})
+
+
+def test_a_group_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Cut at every byte: the rows of a capture's tables appear together."""
+    writer = WalWriter(tmp_path / "a.wal", {})
+    stats, loss = upgrade(stats_batch([0])[:1], "stats"), [[0, 0.0, "loss", 1.0, 0]]
+    writer.write(batch_frame("stats", stats), rows_frame("scalars", loss))
+    writer.close()
+    data = (tmp_path / "a.wal").read_bytes()
+    for size in range(len(data) + 1):
+        (tmp_path / "a.wal").write_bytes(data[:size])
+        reader = WalReader(tmp_path / "a.wal")
+        reader.read()
+        whole = size == len(data)
+        assert (rows(reader, "stats"), rows(reader)) == (([0], [0]) if whole else ([], [])), size
+
+
+def test_a_frame_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = WalWriter(tmp_path / "a.wal", {})
+    writer.write(rows_frame("scalars", [[0, 0.0, "loss", 1.0, 0]]))
+    before, real = (tmp_path / "a.wal").read_bytes(), os.write
+    left = [10]
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not left:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data[: left.pop()])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        writer.write(rows_frame("scalars", [[1, 0.0, "loss", 1.0, 0]]))
+    monkeypatch.undo()
+    assert (tmp_path / "a.wal").read_bytes() == before
+    writer.write(rows_frame("scalars", [[2, 0.0, "loss", 1.0, 0]]))
+    reader = WalReader(tmp_path / "a.wal")
+    reader.read()
+    assert rows(reader) == [0, 2]
+    assert reader.damaged == 0
