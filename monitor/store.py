@@ -87,9 +87,9 @@ class Store:
             names[:] = sorted(n for n in names if not n.startswith("."))
         return found
 
-    def explained(self, error: Exception) -> Exception:
-        """What an error in reading one of this store's files means: the error itself, a FileNotFoundError
-        when the file has gone, or a `StoreError` when the store could not be reached (never for a folder)."""
+    def explained(self, name: str, error: Exception) -> Exception:
+        """What an error in reading a file means: the error itself (the file is damaged), a FileNotFoundError
+        (it has gone, look again) or a `StoreError` (the store could not be reached; never of a folder)."""
         return error
 
 
