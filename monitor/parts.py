@@ -78,6 +78,7 @@ class PartWriter:
             compression="zstd",
             use_dictionary=strings,  # type: ignore[arg-type]  # names are taken, too
             write_statistics=[n for n in self._schema.names if n in PRUNING],  # type: ignore[arg-type]
+            column_encoding={f.name: "DELTA_BINARY_PACKED" for f in self._schema if pa.types.is_integer(f.type)},
             write_page_checksum=True,
         )
         self._sink.write(bytes(_HEAD.size))
@@ -106,6 +107,10 @@ class PartWriter:
                     self._write_group(self._rows)
                 self._finish()
         finally:
+            if self._writer.is_open:
+                with contextlib.suppress(OSError, ValueError):
+                    self._writer.close()
+                self._writer.is_open = False  # else it would try again when it is collected
             self._sink.close()
             self._temporary.unlink(missing_ok=True)
 

@@ -91,8 +91,11 @@ def test_a_part_of_another_table_or_a_newer_version_is_not_read(part: Path, tmp_
 
 
 def test_an_error_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
-    target = tmp_path / "r0-000001.parquet"
-    with pytest.raises(KeyError), PartWriter(target, "scalars") as writer:
-        writer.write(TABLES["scalars"].empty_table())
-        raise KeyError
+    def write() -> None:
+        with PartWriter(tmp_path / "r0-000001.parquet", "scalars") as writer:
+            writer.write(TABLES["scalars"].empty_table())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
     assert not list(tmp_path.iterdir())
