@@ -8,10 +8,12 @@ the first frame is a JSON header. A frame is appended by one write and read whol
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,29 +99,45 @@ class WalWriter:
 
 @dataclass
 class WalReader:
-    """Follows one file: `read` takes in what was appended since the last call."""
+    """Follows one file: `read` takes in what was appended since the last call.
+
+    Args:
+        path: of the file. opened: opens it where it is not a local one.
+    """
 
     path: Path
+    opened: Callable[[], Any] | None = None
     offset: int = 0
-    damaged: int = 0  # bytes that are no valid frame, the unfinished tail excluded
-    version: int = SCHEMA_VERSION  # as the header says
+    damaged: int = 0  # bytes that are no valid frame, the tail excluded
+    tail: int = 0  # bytes at the end that are no whole frame: one that is being written, or torn
+    version: int | None = None  # as the header says; None until it is read, or when it is damaged
     tables: dict[str, list[pa.RecordBatch]] = field(default_factory=lambda: {name: [] for name in TABLES})
 
+    @property
+    def newer(self) -> bool:
+        """A newer layerwatch wrote the file: nothing of it is read, and it must be left as it is."""
+        return self.version is not None and self.version > SCHEMA_VERSION
+
     def read(self) -> bool:
-        """Returns True when complete frames arrived. A missing file (already compacted) counts as no news."""
+        """Returns True when complete frames arrived. A missing file (already compacted) counts as no news.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         try:
-            with self.path.open("rb") as file:
+            with self.opened() if self.opened else self.path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read()
         except FileNotFoundError:
             return False
         position, news = 0, False
-        while (frame := self._next_valid(data, position)) is not None:
+        while not self.newer and (frame := self._next_valid(data, position)) is not None:
             start, end = frame
             self.damaged += start - position
             position, news = end, True
         self.offset += position
-        return news
+        self.tail = 0 if self.newer else len(data) - position
+        return news and not self.newer
 
     def _next_valid(self, data: bytes, position: int) -> tuple[int, int] | None:
         """Start and end of the next whole frame, which is taken in; what lies before it is damaged.
@@ -141,29 +159,35 @@ class WalReader:
         try:
             if name == "header":
                 self.version = int(json.loads(payload)["schema_version"])
-                return self.version <= SCHEMA_VERSION
-            if name == "group":
-                return self._take_group(payload)
-            if name is None:
-                return False
-            schema = GIVEN[name] if self.version == 1 else TABLES[name]
-            if name in ("stats", "values"):
-                batch = pa.ipc.read_record_batch(pa.py_buffer(payload), schema)
-            else:
-                columns = [list(c) for c in zip(*json.loads(payload), strict=True)]
-                arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
-                batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-            self.tables[name].append(upgrade(batch, name))
-            return True
-        except (ValueError, KeyError, TypeError, pa.ArrowException):
+                return True
+            found = list(self._group(payload)) if name == "group" else [self._rows(name, payload)]
+        except (ValueError, KeyError, TypeError, OSError, struct.error, pa.ArrowException):
             return False
-        return False
+        for table, rows in found:
+            self.tables[table].append(rows)
+        return True
 
-    def _take_group(self, payload: bytes) -> bool:
+    def _group(self, payload: bytes) -> Iterator[tuple[str, pa.RecordBatch]]:
         position = 0
         while position < len(payload):
             code, length = _INNER.unpack_from(payload, position)
             position += _INNER.size + length
-            if not self._take(code, payload[position - length : position]):
-                return False
-        return True
+            yield self._rows(_NAMES[code], payload[position - length : position])
+
+    def _rows(self, name: str | None, payload: bytes) -> tuple[str, pa.RecordBatch]:
+        if name not in TABLES:
+            raise ValueError(f"expected rows of {', '.join(TABLES)}, got {name}")
+        # Without its header a file's rows tell the version: those of version 1 have fewer columns.
+        schemas = {None: [TABLES[name], GIVEN[name]], 1: [GIVEN[name]]}.get(self.version, [TABLES[name]])
+        for schema in schemas[:-1]:
+            with contextlib.suppress(ValueError, OSError, pa.ArrowException):
+                return name, _decode(name, payload, schema)
+        return name, upgrade(_decode(name, payload, schemas[-1]), name)
+
+
+def _decode(name: str, payload: bytes, schema: pa.Schema) -> pa.RecordBatch:
+    if name in ("stats", "values"):
+        return pa.ipc.read_record_batch(pa.py_buffer(payload), schema)
+    columns = [list(c) for c in zip(*json.loads(payload), strict=True)]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
