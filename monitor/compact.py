@@ -53,6 +53,8 @@ def advance(
 def compact_wal(run: Path, span: Span) -> None:
     """Write the Parquet parts of a finished write-ahead file, then delete it. Interruptible at any point."""
     wal = run / "wal" / f"{span.stem}.wal"
+    if not wal.exists():  # done before: its rows are in parts that must not be written again without them
+        return
     reader = WalReader(wal)
     reader.read()
     if reader.damaged:  # the file goes, what was wrong with it stays on record

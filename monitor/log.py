@@ -1,8 +1,8 @@
-"""Writing a run: the write-ahead file of this process, its rotation into Parquet parts, and their merging.
+"""Writing a run: rows are appended to a write-ahead file at once; the rest happens in the background.
 
     <run>/run.json                         who, when, where, which tensors
     <run>/wal/r0-000003.wal                what came last, readable by `Run`
-    <run>/stats/r0-000001-000002.parquet   the rest; likewise values/, scalars/, events/
+    <run>/stats/r0-000001-000002.parquet   the rest; likewise values/, scalars/, events/, rollup16/, ...
 
 A part is named after the range of write-ahead files it holds and is written whole, then renamed. A reader
 ignores a write-ahead file, or a part, whose range a wider part of the same table covers: there is no moment
@@ -14,34 +14,47 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
+import socket
 import time
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from .compact import compact, compact_wal
+from .background import Background
+from .compact import advance, compact
 from .errors import RunError, RunExistsError
+from .journal import Journal, make_folders
+from .process import alive, started
 from .schema import GIVEN, SCHEMA_VERSION, TABLES
-from .spans import Span, spans
-from .wal import WalWriter
+from .spans import Span
+from .wal import Frame, batch_frame, rows_frame
 
 #: A write-ahead file is turned into Parquet at this size, or at an age of 30 s or a tenth of the run's age.
 SEGMENT_BYTES = 32 << 20
 SEGMENT_SECONDS = 30.0
 #: Parts are merged at close up to this size in all; more is left to `layerwatch compact`.
 MERGE_BYTES = 256 << 20
+#: Captures are left out while so many bytes wait to be turned into Parquet: the disk is too slow for them,
+BACKLOG_BYTES = 8 * SEGMENT_BYTES
+#: and after an append that took long, until it has taken at most this share of the time.
+SLOW_SECONDS, WRITE_SHARE = 0.25, 0.1
+#: Rows of a step may come while so many later captures are written already.
+LATE_CAPTURES = 2
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write whole, then rename: a reader sees the old file or the new one."""
+    """Write whole, then rename: a reader sees the old file or the new one.
+
+    The second line is `"checksum"`: the CRC-32, 8 hexadecimal digits, of the text without that line.
+    """
+    text = json.dumps(content, indent=1, default=str)
+    checksum = f' "checksum": "{zlib.crc32(text.encode()):08x}",\n'
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, default=str))
+    temporary.write_text(text.replace("{\n", "{\n" + checksum, 1))
     os.replace(temporary, path)
 
 
@@ -50,77 +63,167 @@ class LogWriter:
 
     Args:
         path: the run folder, made if missing.
-        info: the content of run.json; `schema_version`, `created`, `closed` are added.
-        resume: go on in a folder that already holds a run.
+        info: the content of run.json; `schema_version`, `created`, `closed` and `keep` are added.
+        resume: go on in a folder that already holds a run, with the next session.
+        writer: whose files they are. "r0" owns run.json; the others join a run that is there.
+        keep: "full", or "rollup": old captures are kept in the roll-ups only.
+        sync_seconds: what was appended is forced to the disk so often: the most that a power cut takes.
 
     Raises:
         RunExistsError: the folder holds a run and `resume` is false.
-        RunError: the path cannot be a run folder, or there is nothing to resume.
+        RunError: the path cannot be a run folder, there is nothing to resume, or a process writes it.
+
+    Once made, it never raises because of the disk: rows that cannot be written are left out, which is told
+    once and marked in the log as `gap`.
     """
 
-    def __init__(self, path: Path, info: dict[str, Any], *, resume: bool = False, writer: str = "r0") -> None:
-        self.path, self.writer = path, writer
-        self._claim(resume)
-        self.session = 0
-        self._captured = (-1, -1)  # the latest captured step, and its ordinal
-        self.info = {"schema_version": SCHEMA_VERSION, "created": time.time(), **info, "closed": False}
-        if resume:
-            old = json.loads((path / "run.json").read_text())
-            self.info["created"] = old.get("created", self.info["created"])
-            self.session = int(old.get("session", 0)) + 1
-        self.info["session"] = self.session
-        taken = [
-            s.last for folder in ("wal", *TABLES) for p in (path / folder).glob("*") if (s := Span.of(p))
-        ]
-        self._sequence = max(taken, default=0)
-        self._thread: threading.Thread | None = None
-        write_json(path / "run.json", self.info)
-        self._open_segment()
+    def __init__(
+        self, path: Path, info: dict[str, Any], *, resume: bool = False, writer: str = "r0",
+        keep: str = "full", sync_seconds: float = 5.0,
+    ) -> None:  # fmt: skip
+        self.path, self.writer, self.keep = path, writer, keep
+        old = self._claim(resume)
+        self.session = self._last_session() + 1 if resume else 0
+        created = old.get("created", time.time())
+        self.info = {"schema_version": SCHEMA_VERSION, "created": created, **info, "keep": keep}
+        self.info |= {"process_started": started(), "closed": False}
+        self._step = 0
+        self._captures = 0
+        self._ordinals: dict[int, int] = {}  # of the latest captured steps, in order
+        self._together: list[Frame] | None = None
+        self._thinned: tuple[int, int] | None = None  # since which step, how many captures
+        self._next_write = 0.0
+        self._info_written = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path)
+            self._write_info()
+            header = {"writer": writer, "session": self.session, "pid": os.getpid()}
+            self._journal = Journal(path, writer, self._last_number(), header, self._restore)
+        except OSError as error:
+            raise RunError(
+                f"expected a folder that the run can be written to, but {path} cannot be used "
+                f"({error.strerror or error}): choose another run=, or make room"
+            ) from None
+        self._opened = time.monotonic()
+        self._background = Background(self._sync, self._advance, sync_seconds)
 
-    def _claim(self, resume: bool) -> None:
+    def _claim(self, resume: bool) -> dict[str, Any]:
+        """The run.json that is there, as far as it can be read."""
         path = self.path
         if path.exists() and not path.is_dir():
             raise RunError(f"expected a folder for the run, but {path} is a file: choose another run=")
-        exists = (path / "run.json").exists()
-        if exists and not resume:
+        try:
+            old = json.loads((path / "run.json").read_text())
+        except FileNotFoundError:
+            old = None
+        except (OSError, ValueError):
+            old = {}
+        if self.writer != "r0":
+            return old or {}
+        if old is not None and not resume:
             raise RunExistsError(
                 f"the run {path} exists already: "
                 "pass resume=True to continue it, or another run= to start a new one"
             )
-        if resume and not exists:
+        if old is None and resume:
             raise RunError(f"expected a run to resume at {path}, found none: drop resume=True to start it")
-        for folder in ("wal", *TABLES):
-            (path / folder).mkdir(parents=True, exist_ok=True)
+        old = old if isinstance(old, dict) else {}
+        here = not old.get("closed") and old.get("host") == socket.gethostname()
+        if here and old.get("pid") != os.getpid() and alive(old.get("pid"), old.get("process_started")):
+            raise RunError(
+                f"expected a run that has ended, but process {old['pid']} still writes {path}: "
+                "stop it first, or choose another run="
+            )
+        return old
 
-    def _open_segment(self) -> None:
-        self._sequence += 1
-        self._opened = time.monotonic()
-        name = Span(self.writer, self._sequence, self._sequence).stem
-        header = {"writer": self.writer, "pid": os.getpid(), "time": time.time()}
-        self._wal = WalWriter(self.path / "wal" / f"{name}.wal", header)
+    def _last_session(self) -> int:
+        from .reader import LogReader
+
+        sessions = LogReader(self.path).table("events", ["session"])["session"]
+        return int(np.max(sessions.to_numpy(), initial=0))
+
+    def _last_number(self) -> int:
+        folders = [self.path / folder for folder in ("wal", "damaged", *TABLES)]
+        found = [span.last for folder in folders for p in folder.glob("*") if (span := Span.of(p))]
+        return max(found, default=0)
+
+    def _restore(self) -> None:
+        """The run folder was removed: make it again, below a folder that is still there."""
+        make_folders(self.path)
+        self._write_info()
+
+    # run.json
 
     def update_info(self, **changes: Any) -> None:
         """Change run.json."""
         self.info.update(changes)
-        write_json(self.path / "run.json", self.info)
+        with contextlib.suppress(OSError):  # tried again when the log is synchronised
+            self._write_info()
+
+    def _write_info(self) -> None:
+        if self.writer == "r0":
+            self._info_written = False
+            write_json(self.path / "run.json", self.info)
+            self._info_written = True
+
+    # Rows
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is appended inside is read together or not at all: one capture."""
+        self._together = []
+        try:
+            yield
+        finally:
+            frames, self._together = self._together, None
+            if frames:
+                self._append(self._step, *frames)
+        self._rotate_if_due()
+
+    def _append(self, step: int, *frames: Frame) -> int:
+        self._step = step
+        if self._together is not None:
+            self._together.extend(frames)
+            return sum(len(payload) for _, payload in frames)
+        start = time.monotonic()
+        written = self._journal.write(step, *frames)
+        took = time.monotonic() - start
+        if took > SLOW_SECONDS:
+            self._next_write = start + took / WRITE_SHARE
+        return written
+
+    def begin(self, first_step: int) -> None:
+        """The training starts, or goes on, at this step; what earlier sessions logged from there on is done
+        again."""
+        event = "restart" if self.session else "start"
+        self.event(first_step, event, f"process {os.getpid()} on {socket.gethostname()}")
 
     def stats(self, batch: pa.RecordBatch) -> None:
         """Append rows of `schema.GIVEN["stats"]`: on disk (page cache) when this returns."""
         steps = batch["step"].to_numpy()
+        if not len(steps):
+            return
         captures = np.empty(len(steps), np.int64)
         for step in np.unique(steps):
-            captures[steps == step] = self._ordinal(int(step), batch, steps == step)
+            rows = steps == step
+            kinds = batch["kind"].filter(pa.array(rows)).unique().to_pylist()
+            captures[rows] = self._ordinal(int(step), between=kinds == ["gradient_norm"])
         columns = [*batch.columns, self._sessions(len(steps)), pa.array(captures)]
-        self._wal.append_batch("stats", pa.RecordBatch.from_arrays(columns, schema=TABLES["stats"]))
+        rows = pa.RecordBatch.from_arrays(columns, schema=TABLES["stats"])
+        self._append(int(steps.max()), batch_frame("stats", rows))
         self._rotate_if_due()
 
-    def _ordinal(self, step: int, batch: pa.RecordBatch, rows: NDArray[np.bool_]) -> int:
-        """Which capture of this session a step is; gradient norms between captures belong to the last one."""
-        latest, ordinal = self._captured
-        if step <= latest or pc.all(pc.equal(batch["kind"].filter(pa.array(rows)), "gradient_norm")).as_py():
-            return max(ordinal, 0)
-        self._captured = step, ordinal + 1
-        return ordinal + 1
+    def _ordinal(self, step: int, *, between: bool) -> int:
+        """Which capture of this session a step is; what is logged `between` captures belongs to the last."""
+        latest = max(self._captures - 1, 0)
+        if step in self._ordinals or between:
+            return self._ordinals.get(step, latest)
+        self._ordinals[step] = self._captures
+        if len(self._ordinals) > LATE_CAPTURES + 1:
+            del self._ordinals[next(iter(self._ordinals))]
+        self._captures += 1
+        return self._captures - 1
 
     def _sessions(self, rows: int) -> pa.Array:
         return pa.array(np.full(rows, self.session, np.int32))
@@ -132,45 +235,88 @@ class LogWriter:
         columns = list(zip(*rows, strict=True))
         arrays = [pa.array(c, f.type) for c, f in zip(columns, GIVEN["values"], strict=True)]
         arrays.append(self._sessions(len(rows)))
-        return self._wal.append_batch("values", pa.RecordBatch.from_arrays(arrays, schema=TABLES["values"]))
+        batch = pa.RecordBatch.from_arrays(arrays, schema=TABLES["values"])
+        return self._append(rows[0][0], batch_frame("values", batch))
 
     def scalars(self, step: int, when: float, numbers: dict[str, float]) -> None:
         """Append one number per name."""
         if numbers:
             rows = [[step, when, name, value, self.session] for name, value in numbers.items()]
-            self._wal.append_rows("scalars", rows)
+            self._append(step, rows_frame("scalars", rows))
         self._rotate_if_due()
 
     def event(self, step: int, event: str, message: str) -> None:
         """Append something that happened to the run itself."""
-        self._wal.append_rows("events", [[step, time.time(), event, message, self.session]])
+        self._append(step, rows_frame("events", [[step, time.time(), event, message, self.session]]))
+
+    # A disk that is too slow
+
+    def has_room(self, step: int) -> bool:
+        """Whether the disk keeps up, so that this step can be captured. What is left out is on record."""
+        behind = self._background.waiting > BACKLOG_BYTES
+        if behind or time.monotonic() < self._next_write:
+            if self._thinned is None:
+                self._thinned = step, 0
+                self.event(step, "thinned", "the disk is too slow for every capture: some are left out")
+            self._thinned = self._thinned[0], self._thinned[1] + 1
+            return False
+        if self._thinned is not None and self._background.waiting <= BACKLOG_BYTES // 2:
+            since, left_out = self._thinned
+            self._thinned = None
+            self.event(step, "thinning ended", f"{left_out} captures were left out since step {since}")
+        return True
+
+    @property
+    def background_seconds(self) -> float:
+        """What compaction, roll-ups and synchronisation have taken so far: CPU seconds of another thread."""
+        return self._background.seconds
+
+    # In the background
 
     def _rotate_if_due(self) -> None:
-        now = time.monotonic()
+        if self._together is not None:
+            return
+        now, size = time.monotonic(), self._journal.size
         due = max(SEGMENT_SECONDS, 0.1 * (time.time() - self.info["created"]))
-        busy = self._thread is not None and self._thread.is_alive()
-        if not busy and (self._wal.size > SEGMENT_BYTES or now - self._opened > due):
-            self._wal.close()
-            self._open_segment()
-            self._thread = threading.Thread(
-                target=self._compact_closed, args=(self._sequence,), name="layerwatch-compact", daemon=True
-            )
-            self._thread.start()
+        if size > SEGMENT_BYTES or (now - self._opened > due and not self._background.waiting):
+            self._opened = now
+            with contextlib.suppress(OSError):  # the old file goes on
+                self._background.put(self._journal.rotate(), size, self._complete())
 
-    def _compact_closed(self, before: int) -> None:
-        """In the background: write-ahead files before this number become Parquet, or stay as they are."""
-        # A failure here loses nothing: `close` tries again, and what fails then is reported.
-        with contextlib.suppress(OSError, pa.ArrowException):
-            for span in list(spans(self.path / "wal", ".wal")):
-                if span.writer == self.writer and span.last < before:
-                    compact_wal(self.path, span)
+    def _complete(self) -> int:
+        """How many captures of this session have all their rows."""
+        return max(0, self._captures - LATE_CAPTURES)
 
-    def close(self) -> None:
-        """Turn everything into Parquet and mark the run as closed. Safe to call twice."""
+    def _sync(self) -> None:
+        self._journal.sync()
+        if not self._info_written:
+            self._write_info()
+
+    def _advance(self, segments: Sequence[Span], complete: int) -> None:
+        advance(
+            self.path, self.writer, segments, session=self.session, complete=complete, keep=self.keep,
+            stop=lambda: self._background.stopping,
+        )  # fmt: skip
+
+    def close(self, *, quick: bool = False) -> None:
+        """Turn everything into Parquet and mark the run as closed. Safe to call twice.
+
+        Args:
+            quick: leave the write-ahead files as they are, which every reader can read.
+        """
         if self.info["closed"]:
             return
-        self._wal.close()
-        if self._thread is not None:
-            self._thread.join()
+        left = [*self._background.stop(), self._journal.close()]
+        self.info.update(closed=True, ended=time.time())
+        try:
+            if not quick:
+                self._advance_all(left)
+        finally:
+            self.update_info()
+
+    def _advance_all(self, segments: Sequence[Span]) -> None:
+        advance(
+            self.path, self.writer, segments, session=self.session, complete=self._captures,
+            keep=self.keep,
+        )  # fmt: skip
         compact(self.path, limit=MERGE_BYTES)
-        self.update_info(closed=True, ended=time.time())
