@@ -168,12 +168,19 @@ def write_part(run: Path, table: str, span: Span, batches: Sequence[pa.RecordBat
     return target
 
 
-def open_part(source: Path | pa.NativeFile, *, table: str, encoded: Sequence[str] = ()) -> pq.ParquetFile:
+def open_part(
+    source: Path | pa.NativeFile,
+    *,
+    table: str,
+    encoded: Sequence[str] = (),
+    footer: pq.FileMetaData | None = None,
+) -> pq.ParquetFile:
     """A part, ready to be read; every byte that is read is checked.
 
     Args:
         source: a path, or a file that can be read at any place. table: its name in `schema.SCHEMAS`.
         encoded: strings that are read as Arrow dictionaries, much faster where few differ.
+        footer: as it was parsed before, of the same bytes.
 
     Raises:
         DamagedError: the part is damaged, of a newer version, or no part of this table. Reading row groups
@@ -188,6 +195,7 @@ def open_part(source: Path | pa.NativeFile, *, table: str, encoded: Sequence[str
             pa.PythonFile(_Checked(file, head), mode="r") if checked else file,
             page_checksum_verification=True,
             read_dictionary=[*encoded] or None,
+            metadata=footer,
         )
         schema = part.schema_arrow
     except (OSError, pa.ArrowException) as error:
