@@ -13,4 +13,8 @@ class RunExistsError(RunError):
 
 
 class StoreError(RunError):
-    """An object store cannot be used: unreachable, no such bucket, no or wrong credentials."""
+    """An object store cannot be used: unreachable; or, and this is `lasting`, no such bucket, no access."""
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting

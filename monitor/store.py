@@ -94,5 +94,13 @@ class Store:
 
 
 def store_of(path: str | Path) -> Store:
-    """The store at a local path or a URL (`s3://bucket/prefix`)."""
+    """The store at a local path or a URL (`s3://bucket/prefix`).
+
+    Raises:
+        StoreError: the URL is not as expected, or no package for its scheme is installed.
+    """
+    if isinstance(path, str) and "://" in path:
+        from .remote import Address, RemoteStore  # imports pyarrow.fs with its S3 client
+
+        return RemoteStore(Address.of(path))
     return Store(Path(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before numpy and torch are imported: two threads on a loaded two-core machine are slower than one,
@@ -16,6 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from .object_server import CREDENTIALS, ObjectServer
 
 settings.register_profile("layerwatch", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("layerwatch")
@@ -37,3 +40,14 @@ def _seeds() -> None:
 def checkout() -> Path:
     """The root of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def object_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectServer]:
+    """An S3 server that every s3:// URL leads to; spools lie in the test's own folder."""
+    monkeypatch.setenv("LAYERWATCH_SPOOL", str(tmp_path / "spool"))
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with ObjectServer() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        yield server
