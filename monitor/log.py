@@ -68,6 +68,8 @@ class LogWriter:
         writer: whose files they are. "r0" owns run.json; the others join a run that is there.
         keep: "full", or "rollup": old captures are kept in the roll-ups only.
         sync_seconds: what was appended is forced to the disk so often: the most that a power cut takes.
+        rotate_seconds: write-ahead files are turned into Parquet so often; None: ever more rarely.
+        follows: with `resume`, the latest session and the highest number of a file that are known elsewhere.
 
     Raises:
         RunExistsError: the folder holds a run and `resume` is false.
@@ -79,14 +81,16 @@ class LogWriter:
 
     def __init__(
         self, path: Path, info: dict[str, Any], *, resume: bool = False, writer: str = "r0",
-        keep: str = "full", sync_seconds: float = 5.0,
+        keep: str = "full", sync_seconds: float = 5.0, rotate_seconds: float | None = None,
+        follows: tuple[int, int] = (0, 0),
     ) -> None:  # fmt: skip
         self.path, self.writer, self.keep = path, writer, keep
         old = self._claim(resume)
-        self.session = self._last_session() + 1 if resume else 0
+        self.session = max(self._last_session(), follows[0]) + 1 if resume else 0
+        self._rotate_seconds = rotate_seconds
         created = old.get("created", time.time())
         self.info = {"schema_version": SCHEMA_VERSION, "created": created, **info, "keep": keep}
-        self.info |= {"process_started": started(), "closed": False}
+        self.info |= {"session": self.session, "process_started": started(), "closed": False}
         self._step = 0
         self._captures = 0
         self._ordinals: dict[int, int] = {}  # of the latest captured steps, in order
@@ -99,7 +103,7 @@ class LogWriter:
             make_folders(path)
             self._write_info()
             header = {"writer": writer, "session": self.session, "pid": os.getpid()}
-            self._journal = Journal(path, writer, self._last_number(), header, self._restore)
+            self._journal = Journal(path, writer, self._last_number() or follows[1], header, self._restore)
         except OSError as error:
             raise RunError(
                 f"expected a folder that the run can be written to, but {path} cannot be used "
@@ -277,7 +281,7 @@ class LogWriter:
         if self._together is not None:
             return
         now, size = time.monotonic(), self._journal.size
-        due = max(SEGMENT_SECONDS, 0.1 * (time.time() - self.info["created"]))
+        due = self._rotate_seconds or max(SEGMENT_SECONDS, 0.1 * (time.time() - self.info["created"]))
         if size > SEGMENT_BYTES or (now - self._opened > due and not self._background.waiting):
             self._opened = now
             with contextlib.suppress(OSError):  # the old file goes on
