@@ -12,6 +12,7 @@ checksums only.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import struct
 import zlib
@@ -22,20 +23,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .schema import SCHEMA_VERSION, SCHEMAS, SORT_KEYS, upgrade
 from .spans import Span
 
-#: Rows of a Parquet row group, the least that a reader decodes; a row of `values` may hold 4,096 numbers.
-ROW_GROUP, VALUES_ROW_GROUP = 20_000, 500
+#: Most rows of a Parquet row group, the least that a reader decodes. Small ones make a long footer, which
+#: every query reads; large ones make one tensor dear. A row of `values` may hold 4,096 numbers.
+ROW_GROUP, VALUES_ROW_GROUP = 8192, 512
 #: Columns with statistics in the footer: those by which a reader leaves out row groups. Others would only
 #: make the footer longer, at 15 ms a megabyte in every query.
 PRUNING = ("kind", "tensor", "step", "session", "capture", "name", "time")
 
 _HEAD = struct.Struct("<4sII")
 _MAGIC = b"LWC1"
+_CAPTURES = "layerwatch_captures"
 _CHUNK = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4")])
+
+
+#: Session -> first and last capture.
+Captures = dict[int, tuple[int, int]]
 
 
 class DamagedError(ValueError):
@@ -68,6 +76,7 @@ class PartWriter:
         self._group = VALUES_ROW_GROUP if table == "values" else ROW_GROUP
         self._waiting: list[pa.Table] = []
         self._rows = 0  # waiting for a row group
+        self._captures: Captures = {}
 
     def __enter__(self) -> PartWriter:
         self._sink = pa.OSFile(str(self._temporary), "wb")
@@ -91,14 +100,25 @@ class PartWriter:
         """Append rows, sorted by the table's keys and not before those written already."""
         self._waiting.append(rows)
         self._rows += rows.num_rows
-        while self._rows >= self._group:
-            self._write_group(self._group)
+        if "capture" in rows.column_names:
+            self._note_captures(rows)
+        while self._rows > self._group:
+            waiting = pa.concat_tables(self._waiting)
+            self._waiting = [waiting]
+            self._write_group(_cut(waiting.slice(0, self._group + 1)))
 
     def _write_group(self, rows: int) -> None:
         waiting = pa.concat_tables(self._waiting)
         self._writer.write_table(waiting.slice(0, rows).combine_chunks(), row_group_size=rows)
         self._waiting, self._rows = [waiting.slice(rows)], self._rows - rows
         self._groups += 1
+
+    def _note_captures(self, rows: pa.Table) -> None:
+        bounds = rows.group_by("session", use_threads=False).aggregate([("capture", "min_max")])
+        for session, found in zip(*bounds.to_pydict().values(), strict=True):
+            if found["min"] is not None:
+                first, last = self._captures.get(session, (found["min"], found["max"]))
+                self._captures[session] = min(first, found["min"]), max(last, found["max"])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -117,6 +137,7 @@ class PartWriter:
             self._temporary.unlink(missing_ok=True)
 
     def _finish(self) -> None:
+        self._writer.add_key_value_metadata({_CAPTURES: json.dumps(self._captures)})
         chunks = np.zeros(self._groups * len(self._schema), _CHUNK)
         self._sink.write(chunks.tobytes())  # its place
         self._writer.close()
@@ -141,6 +162,26 @@ class PartWriter:
         sync_folder(self.target.parent)
 
 
+def _cut(rows: pa.Table) -> int:
+    """Where a row group ends, at most one before the last of these rows: between tensors, where one begins in
+    the second half."""
+    most = rows.num_rows - 1
+    if "tensor" not in rows.column_names:
+        return most
+    changes = np.zeros(most, np.bool_)
+    for name in ("kind", "tensor"):
+        column = rows[name].combine_chunks()
+        changes |= pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(changes) + 1
+    return int(starts[-1]) if starts.size and starts[-1] > most // 2 else most
+
+
+def captures_of(footer: pq.FileMetaData) -> Captures:
+    """Which captures a part holds."""
+    found = json.loads((footer.metadata or {}).get(_CAPTURES.encode(), b"{}"))
+    return {int(session): (first, last) for session, (first, last) in found.items()}
+
+
 def _find_chunks(chunks: np.ndarray, footer: pq.FileMetaData) -> None:
     """Offsets and lengths; our columns are flat or lists of numbers, so Parquet has one for each."""
     place = 0
@@ -162,9 +203,12 @@ def write_part(run: Path, table: str, span: Span, batches: Sequence[pa.RecordBat
     """
     target = run / table / f"{span.stem}.parquet"
     upgraded = [upgrade(batch, table) for batch in batches]
-    content = pa.Table.from_batches(upgraded, SCHEMAS[table]).sort_by(SORT_KEYS[table])
+    content = pa.Table.from_batches(upgraded, SCHEMAS[table]).combine_chunks()
+    order = content.select([name for name, _ in SORT_KEYS[table]])
+    places = pc.sort_indices(order, SORT_KEYS[table])
     with PartWriter(target, table) as writer:
-        writer.write(content)
+        for start in range(0, len(places), ROW_GROUP):  # a sorted copy of all would be as large again
+            writer.write(content.take(places[start : start + ROW_GROUP]))
     return target
 
 

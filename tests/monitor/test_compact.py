@@ -109,7 +109,7 @@ def test_a_damaged_part_does_not_stop_the_compaction_of_the_others(tmp_path: Pat
     run = Run(path)
     assert set(run.stats("weight")["step"]) == {0, 2}
     assert run.scalars("train_loss")["step"].tolist() == [0, 1, 2]
-    assert damaged.name in run.problems  # kept, and still reported
+    assert f"stats/{damaged.name}" in run.problems  # kept, and still reported
     assert damaged.exists()
 
 
@@ -121,7 +121,7 @@ def test_compacting_a_damaged_write_ahead_file_says_so(tmp_path: Path) -> None:
     wal.write_bytes(data)
     before = Run(path)
     before.last_step  # noqa: B018  (reads)
-    assert wal.name in before.problems
+    assert f"wal/{wal.name}" in before.problems
     compact(path)
     after = Run(path)
     assert counted(after) == counted(before)
