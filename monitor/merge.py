@@ -54,16 +54,16 @@ def merged(sources: Sequence[Iterable[pa.Table]], keys: Sequence[str]) -> Iterat
     live = [source for tables in sources if (source := _Source(tables, keys)).rows is not None]
     while live:
         upto = min(source.last for source in live)
-        yield in_order(pa.concat_tables([source.take(upto) for source in live]), keys)
+        rows = pa.concat_tables([source.take(upto) for source in live])
+        yield rows if len(live) == 1 else rows.take(pa.array(order(rows, keys)))
         for source in live:
             source.refill()
         live = [source for source in live if source.rows is not None]
 
 
-def in_order(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """The rows sorted by these columns; equal ones stay in order."""
-    order = np.lexsort([ranks(rows[name]) for name in reversed(keys)])
-    return rows if (order[1:] > order[:-1]).all() else rows.take(pa.array(order))
+def order(rows: pa.Table, keys: Sequence[str]) -> np.ndarray:
+    """Places (n,) of the rows in the order of these columns; equal ones stay in order."""
+    return np.lexsort([ranks(rows[name]) for name in reversed(keys)])
 
 
 def ranks(column: pa.ChunkedArray) -> np.ndarray:

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .merge import order, ranks
 from .schema import SCHEMA_VERSION, SCHEMAS, SORT_KEYS, upgrade
 from .spans import Span
 
@@ -170,8 +170,7 @@ def _cut(rows: pa.Table) -> int:
         return most
     changes = np.zeros(most, np.bool_)
     for name in ("kind", "tensor"):
-        column = rows[name].combine_chunks()
-        changes |= pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+        changes |= np.diff(ranks(rows[name])) != 0
     starts = np.flatnonzero(changes) + 1
     return int(starts[-1]) if starts.size and starts[-1] > most // 2 else most
 
@@ -204,8 +203,7 @@ def write_part(run: Path, table: str, span: Span, batches: Sequence[pa.RecordBat
     target = run / table / f"{span.stem}.parquet"
     upgraded = [upgrade(batch, table) for batch in batches]
     content = pa.Table.from_batches(upgraded, SCHEMAS[table]).combine_chunks()
-    order = content.select([name for name, _ in SORT_KEYS[table]])
-    places = pc.sort_indices(order, SORT_KEYS[table])
+    places = pa.array(order(content, [name for name, _ in SORT_KEYS[table]]))
     with PartWriter(target, table) as writer:
         for start in range(0, len(places), ROW_GROUP):  # a sorted copy of all would be as large again
             writer.write(content.take(places[start : start + ROW_GROUP]))
