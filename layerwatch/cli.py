@@ -85,7 +85,40 @@ def build_parser() -> argparse.ArgumentParser:
         "layerwatch compact runs/exp1",
     )  # fmt: skip
     compact.add_argument("run", metavar="RUN", help="run folder that no process writes")
+
+    tensorboard = command(
+        "import-tensorboard", "make runs of TensorBoard's event files: scalars and histograms",
+        "layerwatch import-tensorboard lightning_logs/version_0 runs/imported",
+    )  # fmt: skip
+    tensorboard.add_argument("logdir", metavar="LOGDIR", help="what you give to tensorboard --logdir")
+    tensorboard.add_argument(
+        "run", metavar="RUN", help="folder to write; several trainings become runs below it"
+    )
+    tensorboard.add_argument(
+        "--histogram",
+        action="append",
+        default=[],
+        type=_rule,
+        metavar="REGEX=KIND",
+        help="tags that match are of this kind (weight, gradient, activation, ..., skip); a group "
+        "(?P<tensor>...) names the tensor; the first that matches counts",
+    )
+    tensorboard.add_argument(
+        "--scalar",
+        action="append",
+        default=[],
+        type=_rule,
+        metavar="REGEX=NAME",
+        help=r"the name of scalars whose tags match; \1 stands for the first group",
+    )
     return parser
+
+
+def _rule(text: str) -> tuple[str, str]:
+    regex, equals, meaning = text.rpartition("=")
+    if not (regex and equals and meaning):
+        raise argparse.ArgumentTypeError(f"expected REGEX=MEANING, got {text!r}")
+    return regex, meaning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -142,6 +142,16 @@ def compact(options: argparse.Namespace) -> int:
     return 0
 
 
+def import_tensorboard(options: argparse.Namespace) -> int:
+    from .monitor.tensorboard import import_tensorboard as make_runs
+
+    for made in make_runs(options.logdir, options.run, histograms=options.histogram, scalars=options.scalar):
+        print(f"{made.path}: {made.scalars:,} scalars, {made.histograms:,} histograms")
+        for note in made.notes:
+            print(f"  {note}")
+    return 0
+
+
 def _print_findings(run: Run, findings: list[Finding] | None = None, notes: Sequence[str] = ()) -> None:
     from rich.markup import escape
 

@@ -82,3 +82,5 @@ active_units = Kernel("loops", "active_units", plain.active_units)
 add_sketch = Kernel("loops", "add_sketch", plain.add_sketch)
 #: `summary.quantiles` of many rows.
 histogram_quantiles = Kernel("loops", "histogram_quantiles", plain.histogram_quantiles)
+#: Checksums of TensorBoard's event files.
+crc32c = Kernel("loops", "crc32c", plain.crc32c)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import kernel, part
+from .plain import crc_table
 
 #: Rows are counted in int32 lanes, which vectorise as wide as the values, before they are added to int64.
 ROWS = 1 << 16
@@ -160,3 +161,16 @@ def histogram_quantiles(
                 out[r, k] = low + inside * (high - low)
                 k += 1
             upto += count
+
+
+#: CRC-32C (Castagnoli) of every byte, reflected.
+CRC_TABLE = crc_table()
+
+
+@kernel()
+def crc32c(data: NDArray[np.uint8]) -> int:
+    """CRC-32C of uint8 (n,), contiguous."""
+    crc = np.uint32(0xFFFFFFFF)
+    for byte in data:
+        crc = CRC_TABLE[(crc ^ byte) & np.uint32(0xFF)] ^ (crc >> np.uint32(8))
+    return crc ^ np.uint32(0xFFFFFFFF)

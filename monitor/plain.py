@@ -142,3 +142,19 @@ def histogram_quantiles(
     count = np.concatenate([counts[first:last], small[small > 0]])
     order = np.lexsort([bucket, row])
     out[:] = quantiles(row[order], bucket[order], count[order], rows.size, shares)
+
+
+def crc_table() -> NDArray[np.uint32]:
+    """CRC-32C (Castagnoli, reflected) of every byte."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = (table >> np.uint32(1)) ^ (table & np.uint32(1)) * np.uint32(0x82F63B78)
+    return table
+
+
+def crc32c(data: NDArray[np.uint8]) -> int:
+    """CRC-32C of uint8 (n,)."""
+    table, crc = crc_table().tolist(), 0xFFFFFFFF
+    for byte in data.tobytes():
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF

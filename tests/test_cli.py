@@ -16,11 +16,12 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from layerwatch import Run, watch
 from layerwatch.cli import build_parser, main
 
-COMMANDS = ("demo", "dashboard", "check", "runs", "export", "compact")
+COMMANDS = ("demo", "dashboard", "check", "runs", "export", "compact", "import-tensorboard")
 FINDING = {"run", "problem", "severity", "layers", "first_step", "last_step", "summary", "evidence", "advice"}
 
 
@@ -169,6 +170,12 @@ WRONG = {
     "dashboard on nothing": ["dashboard", "gone"],
     "dashboard on a file": ["dashboard", "healthy/run.json"],
     "runs of nothing": ["runs", "gone"],
+    "import of nothing": ["import-tensorboard", "gone", "new"],
+    "import over a run": ["import-tensorboard", "healthy", "broken"],
+    "import without events": ["import-tensorboard", "healthy", "new"],
+    "a rule without meaning": ["import-tensorboard", "gone", "new", "--scalar", "loss"],
+    "a rule of an unknown kind": ["import-tensorboard", "gone", "new", "--histogram", "x=wieght"],
+    "a rule that is no regex": ["import-tensorboard", "gone", "new", "--scalar", "(=loss"],
 }
 
 
@@ -334,6 +341,26 @@ def test_export_writes_the_table(call: Callable[..., Result], runs: Path, tmp_pa
     assert not frame.duplicated(["step", "tensor", "kind"]).any()
     assert call("export", runs / "healthy", tmp_path / "a.parquet")[0] == 0
     assert len(pd.read_parquet(tmp_path / "a.parquet")) == len(frame)
+
+
+def test_import_tensorboard(call: Callable[..., Result], tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path / "logs")) as writer:
+        for step in range(3):
+            writer.add_histogram("fc.weight", torch.ones(4), step)
+            writer.add_histogram("noise", torch.ones(4), step)
+            writer.add_scalar("ce_dev", 1.0 + step, step)
+    run = tmp_path / "run"
+    rules = ["--histogram", "noise=skip", "--scalar", r"(\w+)_dev=val_loss"]
+    code, out, err = call("import-tensorboard", tmp_path / "logs", run, *rules)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"{run}: 3 scalars, 3 histograms"
+    assert "quantiles are approximate" in lines[1]
+    assert Run(run).scalars("val_loss")["value"].tolist() == [1.0, 2.0, 3.0]
+    assert Run(run).tensors()["tensor"].tolist() == ["fc.weight"]
+    code, out, err = call("check", run)
+    assert (code, err) == (0, "")
+    assert "run · 3 steps" in out
 
 
 def test_compact_of_a_killed_run(call: Callable[..., Result], tmp_path: Path) -> None:

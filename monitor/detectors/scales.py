@@ -93,7 +93,8 @@ def bad_init_scale(history: History) -> Finding | None:
     if history.resumed:
         return None
     names = history.names(*MATRICES)
-    fan = np.array([math.prod(history.of(n, "shape")[1:]) for n in names])
+    shapes = [history.of(n, "shape") for n in names]
+    fan = np.array([math.prod(s[1:]) if len(s) > 1 else math.nan for s in shapes])  # unknown in imported runs
     gain = history.initial("rms", names) * np.sqrt(fan)
     return _too_large(history, names, gain) or _too_small(history, names, gain)
 
