@@ -16,8 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .derive import columns_of, drift_frame, histogram_frame, needed, stats_frame, unpack_active
-from .reader import LogReader, alive, read_info
+from .description import describe
+from .process import alive
+from .reader import LogReader
+from .scan import Between
 from .schema import KINDS
+from .store import store_of
 
 if TYPE_CHECKING:
     from .findings import Finding
@@ -48,7 +52,8 @@ class Run:
     """One training's log.
 
     Args:
-        path: the run folder, as given to `watch(run=...)`.
+        path: the run folder, as given to `watch(run=...)`, or its URL in an object store.
+        session: show the log as it was when this session (see `sessions`) was the latest.
 
     Raises:
         RunError: the path is no run, the run holds nothing yet, or a newer layerwatch wrote it.
@@ -57,13 +62,15 @@ class Run:
     added.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.name = self.path.resolve().name
+    def __init__(self, path: str | Path, session: int | None = None) -> None:
+        store = store_of(path)
+        self.path = store.path or Path(store.url)
+        self.url, self.name = store.url, store.name
         self._lock = threading.RLock()
         self._answers: dict[tuple, Any] = {}
-        self.info: dict[str, Any] = read_info(self.path)
-        self._log = LogReader(self.path)
+        self.info, self._damage = describe(store)
+        self._log = LogReader(store, session)
+        self._seen = self._log.generation
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, last_step={self.last_step}, live={self.live})"
@@ -74,22 +81,25 @@ class Run:
         if self.info.get("closed"):
             return False
         if self.info.get("host") == socket.gethostname():
-            return alive(self.info.get("pid"))
-        newest = max((p.stat().st_mtime for p in (self.path / "wal").glob("*.wal")), default=0.0)
+            return alive(self.info.get("pid"), self.info.get("process_started"))
+        store = self._log.store
+        newest = max((store.modified(f"wal/{name}") or 0.0 for name in store.list("wal")), default=0.0)
         return time.time() - newest < LIVE_SECONDS
 
     @property
     def problems(self) -> dict[str, str]:
-        """Damaged files of this run that were skipped, by name."""
-        return dict(self._log.problems)
+        """Damaged files of this run, by name: what is wrong with each. What is whole in them is read."""
+        own = {"run.json": self._damage} if self._damage else {}
+        return {**own, **self._log.problems}
 
     def refresh(self) -> bool:
         """Look at the disk again; True when something new arrived."""
-        info = read_info(self.path)
+        info, damage = describe(self._log.store)
         with self._lock:
-            news = self._log.refresh() or info != self.info
+            self._log.refresh()
+            news = self._log.generation != self._seen or (info, damage) != (self.info, self._damage)
             if news:
-                self.info = info
+                self.info, self._damage, self._seen = info, damage, self._log.generation
                 self._answers.clear()
         return news
 
@@ -104,30 +114,24 @@ class Run:
 
     @_cached
     def _last_step(self) -> int:
-        steps = [self._log.table(name, ["step"])["step"] for name in ("stats", "scalars")]
-        return max((int(np.max(s.to_numpy())) for s in steps if len(s)), default=-1)
+        return max(self._log.latest(name) for name in ("stats", "scalars"))
 
     @_cached
     def kinds(self) -> list[str]:
         """The kinds of rows this run holds."""
-        present = set(self._log.table("stats", ["kind"])["kind"].unique().to_pylist())
+        present = self._log.distinct("stats", "kind")
         return [kind for kind in KINDS if kind in present]
-
-    @_cached
-    def _scalars(self) -> pd.DataFrame:
-        frame = self._log.table("scalars").to_pandas()
-        return frame.sort_values(["step", "time"], kind="stable", ignore_index=True)
 
     @_cached
     def scalar_names(self) -> list[str]:
         """Names of the logged scalars, sorted."""
-        return sorted(self._scalars()["name"].unique())
+        return sorted(self._log.distinct("scalars", "name"))
 
     @_cached
     def scalars(self, name: str) -> pd.DataFrame:
         """One scalar: step, time (unix seconds), value; by step. Empty when it was never logged."""
-        frame = self._scalars()
-        return frame.loc[frame["name"] == name, ["step", "time", "value"]].reset_index(drop=True)
+        rows = self._log.table("scalars", ["step", "time", "value"], {"name": [name]}, coded=True)
+        return rows.to_pandas().sort_values(["step", "time"], kind="stable", ignore_index=True)
 
     @_cached
     def tensors(self) -> pd.DataFrame:
@@ -146,13 +150,39 @@ class Run:
             "trainable",
             "state",
         ]
-        rows = [{**entry, "depth": depth} for depth, entry in enumerate(self.info.get("tensors", []))]
+        entries = self.info.get("tensors") if "run.json" not in self.problems else self._found_tensors()
+        rows = [{**entry, "depth": depth} for depth, entry in enumerate(entries or [])]
         frame = pd.DataFrame(rows, columns=columns)
-        latest = self._log.table("stats", ["tensor", "step", "state"], {"kind": ["weight"]}).to_pandas()
-        latest = latest.dropna(subset=["state"]).sort_values("step").drop_duplicates("tensor", keep="last")
-        states = dict(zip(latest["tensor"], latest["state"], strict=True))
+        states = self._latest_states(list(frame["tensor"]))
         frame["state"] = [states.get(t, s) for t, s in zip(frame["tensor"], frame["state"], strict=True)]
         return frame
+
+    def _found_tensors(self) -> list[dict[str, Any]]:
+        """What the rows tell of the parameters, in order of name."""
+        rows = self._log.table("stats", ["tensor", "count", "step"], {"kind": ["weight", "initial_weight"]})
+        sizes = dict(zip(*(rows[name].to_pylist() for name in ("tensor", "count")), strict=True))
+        unknown = {"role": "unknown", "dtype": "unknown", "module_type": "unknown", "trainable": True}
+        return [
+            {
+                "tensor": name, "names": [name], "shape": [size], "elements": size,
+                "module": name.rpartition(".")[0], **unknown, "state": None,
+            }
+            for name, size in sorted(sizes.items())
+        ]  # fmt: skip
+
+    def _latest_states(self, tensors: list[str]) -> dict[str, str]:
+        """The state of each tensor in its latest row; nearly always that of the latest capture."""
+        where: dict[str, Any] = {"kind": ["weight"]}
+        step = self._log.latest("stats", where)
+        states: dict[str, str] = {}
+        for more in ({"step": Between(step, step)}, {"tensor": tensors}):
+            if missing := [t for t in tensors if t not in states]:
+                more = {"tensor": missing} if "tensor" in more else more
+                rows = self._log.table("stats", ["tensor", "step", "state"], where | more, coded=True)
+                latest = rows.sort_by("step").to_pandas().dropna(subset=["state"])
+                latest = latest.drop_duplicates("tensor", keep="last")
+                states = dict(zip(latest["tensor"], latest["state"], strict=True)) | states
+        return states
 
     @_cached
     def modules(self) -> pd.DataFrame:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import torch
 from made_logs import PERIOD, START, TENSORS, info, make_run, row, stats_batch, values_at, write_step
 
 from layerwatch.monitor import LogWriter, Run, RunError, Summary, derive, merge, summarise
+from layerwatch.monitor.log import write_json
+from layerwatch.monitor.process import started
 from layerwatch.monitor.schema import STATS, VALUES
 
 QUANTILES = ["p01", "p05", "p25", "p50", "p75", "p95", "p99"]
@@ -408,12 +409,13 @@ def test_live_is_asked_of_the_process_or_told_by_the_clock(tmp_path: Path) -> No
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     host = socket.gethostname()
     log = LogWriter(tmp_path / "here", info(host=host, pid=child.pid))
+    log.update_info(process_started=started(child.pid))
     write_step(log, 0)
     run = Run(tmp_path / "here")
     assert run.live
     child.communicate()
     assert not run.live
-    log.update_info(pid=os.getpid())
+    log.update_info(pid=os.getpid(), process_started=started())
     run.refresh()
     assert run.live
     log.close()
@@ -430,28 +432,40 @@ def test_live_is_asked_of_the_process_or_told_by_the_clock(tmp_path: Path) -> No
 # What is no run ---------------------------------------------------------------------------------------------
 
 
-def spoilt(path: Path, text: str) -> Path:
-    shutil.copytree(make_run(path.with_name("good"), 1), path)
-    (path / "run.json").write_text(text)
-    return path
-
-
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ('{"name": "a", "schema_ver', "is damaged"),
-        ("", "is damaged"),
-        ("[]", "is damaged"),
-        ("{}", "is damaged"),
-        ('{"schema_version": "x"}', "is damaged"),
-        ('{"schema_version": 3}', "has log format 3, this layerwatch reads up to 2: upgrade"),
+        '{"name": "a", "schema_ver',
+        "",
+        "[]",
+        "{}",
+        '{"schema_version": "x"}',
+        '{"schema_version": 2, "tensors": []}',  # without its checksum
+        '{"schema_version": 1, "tensors": [{"tensor": 3}]}',
+        None,
     ],
 )
-def test_a_spoilt_run_json_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(RunError, match=message) as caught:
-        Run(spoilt(tmp_path / "a", text))
+def test_without_a_whole_run_json_the_tables_are_read(tmp_path: Path, text: str | None) -> None:
+    path, good = make_run(tmp_path / "a", 3), Run(make_run(tmp_path / "good", 3))
+    (path / "run.json").unlink() if text is None else (path / "run.json").write_text(text)
+    run = Run(path)
+    assert list(run.problems) == ["run.json"]
+    assert "\n" not in run.problems["run.json"]
+    assert any("run.json" in note for note in run.notes())
+    frame, whole = run.stats("weight"), good.stats("weight")
+    assert frame.equals(whole.sort_values(["tensor", "step"], ignore_index=True))
+    assert run.tensors()["tensor"].tolist() == sorted(TENSORS)
+    assert set(run.tensors()["elements"]) == {12}
+    assert run.last_step == 2
+
+
+def test_a_newer_run_is_refused(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", 1)
+    write_json(path / "run.json", {"schema_version": 3})
+    with pytest.raises(RunError, match="has log format 3, this layerwatch reads up to 2: upgrade") as caught:
+        Run(path)
     assert "\n" not in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["missing", "folder", "file"])
@@ -466,7 +480,9 @@ def test_a_path_that_is_no_run(tmp_path: Path, path: str) -> None:
 def test_the_content_of_run_json_is_the_runs_info(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", 1, config={"lr": 0.1})
     run = Run(path)
-    assert run.info == json.loads((path / "run.json").read_text())
+    content = json.loads((path / "run.json").read_text())
+    assert len(content.pop("checksum")) == 8
+    assert run.info == content
     assert run.name == "a"
     assert run.path == path
     assert run.info["config"] == {"lr": 0.1}

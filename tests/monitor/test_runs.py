@@ -8,6 +8,7 @@ import pytest
 from made_logs import make_run
 
 from layerwatch.monitor import RunError, open_runs, scan_runs
+from layerwatch.monitor.log import write_json
 
 
 def test_every_run_below_a_folder_newest_first(tmp_path: Path) -> None:
@@ -27,13 +28,13 @@ def test_the_folder_may_be_a_run_itself(tmp_path: Path) -> None:
     assert [r.path for r in open_runs(path)] == [path]
 
 
-def test_damaged_runs_are_left_out_and_named(tmp_path: Path) -> None:
+def test_runs_of_a_newer_version_are_left_out_and_named(tmp_path: Path) -> None:
     make_run(tmp_path / "good", 1)
-    (make_run(tmp_path / "bad", 1) / "run.json").write_text("{")
+    write_json(make_run(tmp_path / "bad", 1) / "run.json", {"schema_version": 99})
     runs, broken = scan_runs(tmp_path)
     assert [r.name for r in runs] == ["good"]
     assert list(broken) == [tmp_path / "bad"]
-    assert "damaged" in broken[tmp_path / "bad"]
+    assert "log format 99" in broken[tmp_path / "bad"]
     assert [r.name for r in open_runs(tmp_path)] == ["good"]
 
 
