@@ -62,9 +62,13 @@ class Cadence:
         self._mean_cost = self._mean_step = math.nan
         self._owed = self._cold = 0.0
         self._last: tuple[int, float, float] | None = None  # step, clock, seconds spent until then
+        self._left_out = -1
+        self._beside = 0.0
 
     def wants(self, step: int) -> bool:
         """Is this step captured?"""
+        if step == self._left_out:
+            return False
         if self._anchors is not None and self._anchors.wants(step):
             return True
         if self.every == "auto":
@@ -88,6 +92,20 @@ class Cadence:
         if self._entered is not None:
             self._spent += time.perf_counter() - self._entered
             self._entered = None
+
+    @property
+    def busy(self) -> bool:
+        """Monitoring is at work right now."""
+        return self._entered is not None
+
+    def leave_out(self, step: int) -> None:
+        """Do not capture this step: there is no room for it in the log."""
+        self._left_out = step
+
+    def worked_beside(self, seconds: float) -> None:
+        """What other threads of ours have taken so far counts as well."""
+        self._spent += seconds - self._beside
+        self._beside = seconds
 
     def _used(self, now: float) -> float:
         return self._spent + (now - self._entered if self._entered is not None else 0.0)

@@ -69,10 +69,11 @@ class Capture:
             first = Measure(Reference(), updates=False)
             with torch.no_grad():
                 first.collect(step, now, tensors, lambda *_: None, gradients=False, kind="initial_weight")
-            self._write(first.taken(), {})
-            self._values.store(step, now, tensors, "initial_weight", always=True)
-            if self._settings.anchors is not None:
-                self._log.values(self._settings.anchors.rows(step, now, tensors, "initial_sketch"))
+            with self._log.together():
+                self._write(first.taken(), {})
+                self._values.store(step, now, tensors, "initial_weight", always=True)
+                if self._settings.anchors is not None:
+                    self._log.values(self._settings.anchors.rows(step, now, tensors, "initial_sketch"))
         if self._settings.reference is not None:
             self._reference.take(tensors)
             self._log.update_info(references=self._reference.describe())
@@ -245,13 +246,13 @@ class Capture:
         self._say(step, self.tap.notes())
         if self._captures % STATE_EVERY == 0:
             self._add_optimizer_state(step, now, optimizers)
-        self._write(self._measure.taken(), {"overhead": overhead})
-        self._values.store(step, now, self._present, always=self._captures == 0)
-        self._values.store_vectors(
-            step, now, [(o.tensor, o.kind, o.values) for o in seen if o.values is not None]
-        )
-        if self._settings.anchors is not None and self._settings.anchors.wants(step):
-            self._log.values(self._settings.anchors.rows(step, now, self._present))
+        vectors = [(o.tensor, o.kind, o.values) for o in seen if o.values is not None]
+        with self._log.together():
+            self._write(self._measure.taken(), {"overhead": overhead})
+            self._values.store(step, now, self._present, always=self._captures == 0)
+            self._values.store_vectors(step, now, vectors)
+            if self._settings.anchors is not None and self._settings.anchors.wants(step):
+                self._log.values(self._settings.anchors.rows(step, now, self._present))
         self._say(step, self._reference.notes())
         self._captures += 1
         if all_known and not waiting:
@@ -297,9 +298,14 @@ class Capture:
             rates = learning_rates(optimizers)
             self._done.clear()
             self._collect(step, self._present, rates, stepped=False)
-            self._write(self._measure.taken(), {})
+            taken = self._measure.taken()
             self._last_captured = step
-        self._values.store(step, now, self._present, always=True)
+        else:
+            taken = None
+        with self._log.together():
+            if taken is not None:
+                self._write(taken, {})
+            self._values.store(step, now, self._present, always=True)
 
     # Into the log
 

@@ -95,9 +95,10 @@ class Follower:
 
         Where one optimizer makes the whole step and nothing is to be captured, its hook counts and no more.
         """
-        wanted = self._cadence.wants(self.steps.coming) or (
-            early and self._cadence.wants(self.steps.coming + 1)
-        )
+        coming = self.steps.coming
+        if self._cadence.wants(coming) and not self._log.has_room(coming):
+            self._cadence.leave_out(coming)
+        wanted = self._cadence.wants(coming) or (early and self._cadence.wants(coming + 1))
         if wanted != self._armed:
             self._armed = wanted
             (self.capture.tap.arm if wanted else self.capture.tap.disarm)()
@@ -233,6 +234,7 @@ class Follower:
         waiting = self.steps.waiting(self._optimizers)
         all_known = self._all_known()
         self._late = bool(waiting) or not all_known
+        self._cadence.worked_beside(self._log.background_seconds)
         cost = self.capture.complete(
             step, self._optimizers, self._cadence.overhead, all_known=all_known, waiting=waiting
         )

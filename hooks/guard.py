@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch._C._dynamo.eval_frame import set_eval_frame
 
+from . import termination
 from .cadence import Cadence
 
 _TORCH_FILE = str(Path(torch.__file__).parent / "_dynamo" / "eval_frame.py")
@@ -72,6 +73,8 @@ class Guard:
                 self._fail(error)
             finally:
                 leave()
+                if termination.asked:
+                    termination.go_on()
 
         return guarded if traced else untraced(guarded)
 

@@ -77,7 +77,7 @@ class Recorder:
         self._rate, self._lowest_rate = math.nan, math.inf
         self._arrivals: Arrivals[tuple[Record, str]] = Arrivals()
         self._quiet: dict[str, tuple[int, int]] = {}  # kind -> quiet until this step, cool-down in steps
-        self._accidents: list[dict[str, Any]] = []
+        self._accidents: list[dict[str, Any]] = list(log.info.get("accidents", []))
         self._written = self._write_until = -1
 
     def loss(self, step: int, value: float | Tensor, *, logged: bool = False) -> Accident | None:

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..monitor import LogWriter, Run, RunError
+from ..monitor import LogWriter, RunError
 from .cadence import Cadence, Every
 from .checkpoint import Source, load_state
 from .environment import describe_environment, describe_optimizers
 from .reference import Reference
+from .resume import check, describe, first_step
 from .settings import Settings
 from .sketch import AnchorSketches
 from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, is_sharded, leaf_modules
@@ -43,12 +44,13 @@ def watch(
     updates: bool = True,
     config: Mapping[str, Any] | None = None,
     on_finding: Callable[[Finding], None] | None = None,
-    resume: bool = False,
+    resume: bool | int = False,
     keep: str = "full",
     drift_limit: float | None = None,
     reference_memory: int | None = None,
     anchors: int | Sequence[int] | None = None,
     step_norms: bool = False,
+    sync_seconds: float = 5.0,
 ) -> Watcher:
     """Attach to a training and log it to a run folder.
 
@@ -67,8 +69,11 @@ def watch(
             step.
         config: hyperparameters to show beside the run.
         on_finding: called in the training process with each new finding.
-        resume: continue an existing run after its last step.
-        keep: "full": every capture is kept.
+        resume: continue an existing run: True at the step that the optimizer's loaded state tells (Adam and
+            its relatives count), else after the last step; or the number of the first step, where a
+            checkpoint was saved. Steps that are done again are superseded; nothing is removed.
+        keep: "full": every capture is kept. "rollup": of captures older than the newest 2,048 only what
+            merging 16, 256, ... of them leaves, so that the log stays bounded however long the training is.
         drift_limit: a relative L2 distance from the reference that must not be passed; the detectors alarm
             beyond it.
         reference_memory: bytes that the copy of the reference may take. None: tensors up to 65,536 elements
@@ -77,6 +82,8 @@ def watch(
         anchors: steps (up to 64), or N for every N-th (until there are 64), at which a linear sketch of every
             tensor is stored: `Run.drift_between` measures the drift between any two of them, or two runs.
         step_norms: log the gradient norm of every tensor at every step (one more pass over the gradients).
+        sync_seconds: how often the log is forced to the disk: what a power cut may take. A killed process
+            loses nothing that was captured.
 
     Returns:
         A `Watcher`: log scalars with `log`, end with `close` (or use it as a context manager; it is closed at
@@ -91,8 +98,11 @@ def watch(
     optimizers = _optimizers(optimizer)
     anchored = None if anchors is None else AnchorSketches(anchors)
     cadence = Cadence(every, budget, anchored)
-    if keep != "full":
-        raise ValueError(f'expected keep="full", got keep={keep!r}')
+    if keep not in ("full", "rollup"):
+        raise ValueError(f'expected keep="full" or keep="rollup", got keep={keep!r}')
+    if not sync_seconds > 0:
+        raise ValueError(f"expected sync_seconds above 0, got {sync_seconds!r}")
+    check(resume)
     if drift_limit is not None and not drift_limit > 0:
         raise ValueError(f"expected a drift_limit above 0 (a relative L2 distance), got {drift_limit!r}")
     if config is not None and not isinstance(config, Mapping):
@@ -131,12 +141,18 @@ def watch(
     if _rank() != 0:
         info["notes"].append("this is not rank 0: nothing is logged from here")
     refuse_a_second(tensors)
-    log = LogWriter(path, info, resume=resume) if _rank() == 0 else None
-    first_step = Run(path).last_step + 1 if resume and log is not None else 0
-    if first_step and log is not None and reference == "start":
-        text = f"resumed at step {first_step}: drift from there on is measured from the weights at that step"
-        log.update_info(notes=[*info["notes"], text])
-    return Watcher(log, path, models, tensors, optimizers, cadence, settings, on_finding, first_step)
+    if _rank() != 0:
+        return Watcher(None, path, models, tensors, optimizers, cadence, settings, on_finding, 0)
+    resumes = resume is not False  # 0 is the number of a step
+    start, note = first_step(path, resume, optimizers) if resumes else (0, None)
+    info["notes"] += [note] if note else []
+    if start and reference == "start":
+        info["notes"].append(
+            f"resumed at step {start}: drift from there on is measured from the weights at that step"
+        )
+    info["resumed"] = describe(start, optimizers)
+    log = LogWriter(path, info, resume=resumes, keep=keep, sync_seconds=sync_seconds)
+    return Watcher(log, path, models, tensors, optimizers, cadence, settings, on_finding, start)
 
 
 def _models(model: Models) -> list[nn.Module]:

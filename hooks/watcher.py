@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..monitor import LogWriter, kernels
+from . import termination
 from .cadence import Cadence
 from .follower import Follower
 from .guard import Guard
@@ -64,8 +64,9 @@ class Watcher:
         self._attach()
         which, why = kernels.describe()  # known by now: all that a training needs was compiled or loaded
         log.update_info(kernels=which, notes=[*log.info["notes"], *why])
-        log.event(first_step, "restart" if first_step else "start", f"process {os.getpid()}")
+        log.begin(first_step)
         atexit.register(self.close)
+        termination.listen(self)
 
     @property
     def step(self) -> int:
@@ -127,6 +128,7 @@ class Watcher:
             return
         self._open = False
         atexit.unregister(self.close)
+        termination.unlisten(self)
         try:
             self._guard(self._follower.finish)()
             self._guard(self._follower.recorder.close)()
@@ -139,6 +141,23 @@ class Watcher:
         except Exception as error:  # the rows are in the write-ahead files, and stay there
             self._fail(error)
         self._live.report()
+
+    def terminate(self) -> bool:
+        """The process is about to end: finish the log as far as that is quick (see `Terminable`)."""
+        if not self._open or self._log is None or self._guard.forked:
+            return True
+        if self._cadence.busy:
+            return False
+        self._open = False
+        try:
+            self._follower.capture.settle(wait=True)
+            self._follower.recorder.close()
+            self._follower.scalars.flush(wait=True)
+            self._log.event(self.step, "close", f"SIGTERM; {self._cadence.words()}")
+            self._log.close(quick=True)
+        except Exception as error:  # what is in the write-ahead files stays there
+            logger.warning("the log of %s was not finished: %r", self.run, error)
+        return True
 
     def __enter__(self) -> Watcher:
         return self

@@ -64,7 +64,8 @@ class LogWriter:
     Args:
         path: the run folder, made if missing.
         info: the content of run.json; `schema_version`, `created`, `closed` and `keep` are added.
-        resume: go on in a folder that already holds a run, with the next session.
+        resume: go on in a folder that already holds a run, with the next session; what the new
+            `info` does not tell stays in run.json.
         writer: whose files they are. "r0" owns run.json; the others join a run that is there.
         keep: "full", or "rollup": old captures are kept in the roll-ups only.
         sync_seconds: what was appended is forced to the disk so often: the most that a power cut takes.
@@ -89,8 +90,10 @@ class LogWriter:
         self.session = max(self._last_session(), follows[0]) + 1 if resume else 0
         self._rotate_seconds = rotate_seconds
         created = old.get("created", time.time())
-        self.info = {"schema_version": SCHEMA_VERSION, "created": created, **info, "keep": keep}
+        self.info = {**old, "schema_version": SCHEMA_VERSION, "created": created, **info, "keep": keep}
         self.info |= {"session": self.session, "process_started": started(), "closed": False}
+        self.info.pop("checksum", None)
+        self.info.pop("ended", None)
         self._step = 0
         self._captures = 0
         self._ordinals: dict[int, int] = {}  # of the latest captured steps, in order

@@ -131,26 +131,6 @@ def test_every_point_is_really_passed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert passed == set(POINTS)
 
 
-def test_an_error_while_scalars_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is full: log() says so in the log, not to the training."""
-    model = mlp()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    watching = watch(model, optimizer, run=tmp_path / "run", every=1)
-    train(model, optimizer, 2)
-
-    def full(fd: int, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
-        watching.log(train_loss=1.0)
-        train(model, optimizer, 2)
-        watching.log(train_loss=1.0)
-        watching.close()
-    assert sorted(set(Run(tmp_path / "run").stats("weight")["step"])) == [0, 1]
-    assert "No space left" in (tmp_path / "run" / "errors.log").read_text()
-
-
 def test_a_damaged_log_does_not_reach_the_training_at_close(tmp_path: Path) -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

@@ -1,0 +1,75 @@
+"""At which step a resumed training goes on: after the log's last step, or where its checkpoint was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from ..monitor import Run, RunError
+
+Resume = bool | int
+
+
+def check(resume: Resume) -> None:
+    """Is it what `watch` takes?
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(resume, int):
+        raise TypeError(f"expected resume=True, False or the number of a step, got {type(resume).__name__}")
+    if resume < 0:
+        raise ValueError(f"expected resume as the number of the first step, from 0, got {resume}")
+
+
+def steps_made(optimizers: Sequence[Optimizer]) -> int | None:
+    """How many steps the optimizers have made, as the state of Adam and its relatives tells; else None.
+
+    Reads one number of each optimizer, so that an accelerator is waited for once.
+    """
+    counts = []
+    for optimizer in optimizers:
+        counters = (state.get("step") for state in optimizer.state.values())
+        first = next((c for c in counters if isinstance(c, int | float | torch.Tensor)), None)
+        if first is not None:
+            counts.append(int(first))
+    return max(counts, default=None)
+
+
+def first_step(run: Path, resume: Resume, optimizers: Sequence[Optimizer]) -> tuple[int, str | None]:
+    """The step at which a training goes on, and what is to be noted about it.
+
+    Args:
+        run: the folder of a run. resume: True, or the step itself.
+        optimizers: with the state of the checkpoint.
+
+    A step that a loss scaler skipped is a step of the log, but not of the optimizer's counter.
+    """
+    if resume is not True:
+        return int(resume), None
+    try:
+        log = Run(run)
+    except RunError:  # the writer says what is wrong
+        return 0, None
+    after_last = log.last_step + 1
+    made = steps_made(optimizers)
+    before = log.info.get("resumed") or {}
+    if made is None or not before:
+        return after_last, None
+    skipped = set(log.events().query("event == 'skipped'")["step"])
+    step, counted = int(before["first_step"]), int(before["steps_made"] or 0)
+    while counted < made and step < after_last:
+        counted += step not in skipped
+        step += 1
+    if counted == made:
+        return step, None
+    return after_last, f"the optimizer has made {made} steps, of which the log knows {counted}"
+
+
+def describe(step: int, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """Where this start of the training began, for the next one."""
+    return {"first_step": step, "steps_made": steps_made(optimizers)}
