@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,11 @@ def first_step(run: Path, resume: Resume, optimizers: Sequence[Optimizer]) -> tu
         return 0, None
     after_last = log.last_step + 1
     made = steps_made(optimizers)
-    before = log.info.get("resumed") or {}
-    if made is None or not before:
+    known = [(s["first_step"], s["steps_made"] or 0) for s in log.info.get("starts", [])]
+    if made is None or not known:
         return after_last, None
+    step, counted = next((start for start in reversed(known) if start[1] <= made), known[0])
     skipped = set(log.events().query("event == 'skipped'")["step"])
-    step, counted = int(before["first_step"]), int(before["steps_made"] or 0)
     while counted < made and step < after_last:
         counted += step not in skipped
         step += 1
@@ -70,6 +71,10 @@ def first_step(run: Path, resume: Resume, optimizers: Sequence[Optimizer]) -> tu
     return after_last, f"the optimizer has made {made} steps, of which the log knows {counted}"
 
 
-def describe(step: int, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """Where this start of the training began, for the next one."""
-    return {"first_step": step, "steps_made": steps_made(optimizers)}
+def starts(run: Path, resume: Resume, step: int, optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
+    """Where every start of the training began, this one last: for the next one."""
+    try:
+        before = [] if resume is False else Run(run).info.get("starts", [])
+    except RunError:
+        before = []
+    return [*before, {"first_step": step, "steps_made": steps_made(optimizers), "time": time.time()}]

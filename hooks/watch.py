@@ -17,7 +17,7 @@ from .cadence import Cadence, Every
 from .checkpoint import Source, load_state
 from .environment import describe_environment, describe_optimizers
 from .reference import Reference
-from .resume import check, describe, first_step
+from .resume import check, first_step, starts
 from .settings import Settings
 from .sketch import AnchorSketches
 from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, is_sharded, leaf_modules
@@ -150,7 +150,7 @@ def watch(
         info["notes"].append(
             f"resumed at step {start}: drift from there on is measured from the weights at that step"
         )
-    info["resumed"] = describe(start, optimizers)
+    info["starts"] = starts(path, resume, start, optimizers)
     log = LogWriter(path, info, resume=resumes, keep=keep, sync_seconds=sync_seconds)
     return Watcher(log, path, models, tensors, optimizers, cadence, settings, on_finding, start)
 
