@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .merge import order, ranks
+from .merging import order, ranks
 from .schema import SCHEMA_VERSION, SCHEMAS, SORT_KEYS, upgrade
 from .spans import Span
 

@@ -1,0 +1,141 @@
+"""Several captures of a tensor as one row: `summary.merge` for whole tables.
+
+Counts add exactly and sums to rounding, `min` and `max` are the extremes, histograms add bucket by bucket.
+What does not add, the least and the greatest norm of one capture, has columns of its own.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from .kernels import merge_histograms, merge_units
+from .merging import ranks
+from .schema import ROLLUP
+
+_FIRST = ("step", "time", "tensor", "kind", "session", "capture")
+_LAST = ("stage", "state")
+_OPTIONAL = ("ref_sum_sq", "dot", "residual_sq", "sign_flips", "lost", "samples")
+_ADDED = (
+    "captures", "count", "sum", "sum_sq", "zeros", "subnormals", "nans", "pos_infs", "neg_infs",
+)  # fmt: skip
+
+
+def roll_up(rows: pa.Table, factor: int) -> pa.Table:
+    """Each tensor's captures c with the same c // factor as one row.
+
+    Args:
+        rows: of `schema.STATS` with session and capture, or of a finer level, sorted by kind, tensor, session
+            and step, without null captures. factor: captures in a bin.
+
+    Returns:
+        Rows of `schema.ROLLUP`, in order.
+    """
+    if not rows.num_rows:
+        return ROLLUP.empty_table()
+    whole = rows.combine_chunks()
+    starts = bin_starts(whole, factor)
+    first, last = pa.array(starts[:-1]), pa.array(starts[1:] - 1)
+    columns: dict[str, pa.Array] = {}
+    with np.errstate(all="ignore"):  # sums may be infinite
+        columns |= {name: whole[name].take(first) for name in _FIRST}
+        columns |= {name: whole[name].take(last) for name in _LAST}
+        columns |= {name: pa.array(np.add.reduceat(_numbers(whole, name), starts[:-1])) for name in _ADDED}
+        columns |= {name: _added(whole, name, starts) for name in _OPTIONAL}
+        columns["skipped"] = pa.array(np.logical_or.reduceat(_numbers(whole, "skipped"), starts[:-1]))
+        columns |= _extremes(whole, starts)
+    columns |= _histograms(whole, starts) | _units(whole, starts)
+    return pa.table([columns[name] for name in ROLLUP.names], schema=ROLLUP)
+
+
+def bin_starts(rows: pa.Table, factor: int) -> np.ndarray:
+    """int64 (bins + 1,): the first row of each bin, and the number of rows."""
+    same = np.ones(rows.num_rows - 1, np.bool_)
+    for name in ("kind", "tensor", "session"):
+        same &= np.diff(ranks(rows[name])) == 0
+    same &= np.diff(_numbers(rows, "capture") // factor) == 0
+    return np.concatenate([[0], np.flatnonzero(~same) + 1, [rows.num_rows]])
+
+
+def _only(rows: pa.Table, name: str) -> pa.Array:
+    column = rows[name].combine_chunks()
+    return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
+
+
+def _numbers(rows: pa.Table, name: str, missing: float = 0) -> np.ndarray:
+    column = _only(rows, name)
+    return (column.fill_null(missing) if column.null_count else column).to_numpy(zero_copy_only=False)
+
+
+def _added(rows: pa.Table, name: str, starts: np.ndarray) -> pa.Array:
+    """Null where any of the bin's is."""
+    missing = np.logical_or.reduceat(_missing(rows, name), starts[:-1])
+    return pa.array(np.add.reduceat(_numbers(rows, name), starts[:-1]), mask=missing)
+
+
+def _missing(rows: pa.Table, name: str) -> np.ndarray:
+    return _only(rows, name).is_null().to_numpy(zero_copy_only=False)
+
+
+def _extremes(rows: pa.Table, starts: np.ndarray) -> dict[str, pa.Array]:
+    least = np.minimum.reduceat(_numbers(rows, "min", np.inf), starts[:-1])
+    most = np.maximum.reduceat(_numbers(rows, "max", -np.inf), starts[:-1])
+    finer = "sum_sq_min" in rows.column_names
+    low, high, steps = ("sum_sq_min", "sum_sq_max", "last_step") if finer else ("sum_sq", "sum_sq", "step")
+    ratios = _numbers(rows, "ratio_sq_max", -np.inf) if finer else _ratios(rows)
+    ratio = np.maximum.reduceat(ratios, starts[:-1])
+    return {
+        "min": pa.array(least, mask=least == np.inf),
+        "max": pa.array(most, mask=most == -np.inf),
+        "sum_sq_min": pa.array(np.minimum.reduceat(_numbers(rows, low), starts[:-1])),
+        "sum_sq_max": pa.array(np.maximum.reduceat(_numbers(rows, high), starts[:-1])),
+        "ratio_sq_max": pa.array(ratio, mask=ratio == -np.inf),
+        "last_step": pa.array(np.maximum.reduceat(_numbers(rows, steps), starts[:-1])),
+    }
+
+
+def _ratios(rows: pa.Table) -> np.ndarray:
+    """sum_sq / ref_sum_sq (rows,); -inf where there is none, or 0 / 0."""
+    ratio = _numbers(rows, "sum_sq") / _numbers(rows, "ref_sum_sq", np.nan)
+    return np.where(np.isnan(ratio), -np.inf, ratio)
+
+
+def _histograms(rows: pa.Table, starts: np.ndarray) -> dict[str, pa.Array]:
+    buckets, counts = _only(rows, "buckets"), _only(rows, "counts")
+    offsets = buckets.offsets.to_numpy().astype(np.int64)
+    offsets -= offsets[0]
+    numbers, elements = buckets.flatten().to_numpy(), counts.flatten().to_numpy()
+    ends = np.empty(starts.size, np.int64)
+    merged, pooled = np.empty(numbers.size, np.int16), np.empty(numbers.size, np.int64)
+    merge_histograms(starts, offsets, numbers, elements, ends, merged, pooled)
+    places = pa.array(ends.astype(np.int32))
+    size = int(ends[-1])
+    return {
+        "buckets": pa.ListArray.from_arrays(places, pa.array(merged[:size])),
+        "counts": pa.ListArray.from_arrays(places, pa.array(pooled[:size])),
+    }
+
+
+def _units(rows: pa.Table, starts: np.ndarray) -> dict[str, pa.Array]:
+    active = _only(rows, "active")
+    present = ~_missing(rows, "active")
+    if not present.any():
+        none = np.ones(starts.size - 1, np.bool_)
+        return {
+            "active": pa.nulls(starts.size - 1, pa.binary()),
+            "units": pa.array(np.zeros(starts.size - 1, np.int64), mask=none),
+        }
+    _, places, content = active.buffers()
+    offsets = np.frombuffer(places, np.int32)[active.offset :][: len(active) + 1].astype(np.int64)
+    units = np.where(present, _numbers(rows, "units"), -1)
+    ends = np.empty(starts.size, np.int64)
+    union = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
+    merge_units(starts, offsets, np.frombuffer(content or b"", np.uint8), units, ends, union)
+    gone = np.diff(ends) == 0
+    merged = [None if e == s else union[s:e].tobytes() for s, e in pairwise(ends)]
+    return {
+        "active": pa.array(merged, pa.binary()),
+        "units": pa.array(units[starts[:-1]], mask=gone),
+    }
