@@ -212,25 +212,23 @@ class LogWriter:
         if not len(steps):
             return
         captures = np.empty(len(steps), np.int64)
-        for step in np.unique(steps):
+        for step in np.unique(steps).tolist():
             rows = steps == step
-            kinds = batch["kind"].filter(pa.array(rows)).unique().to_pylist()
-            captures[rows] = self._ordinal(int(step), between=kinds == ["gradient_norm"])
+            if step not in self._ordinals:
+                self._number(step, batch["kind"].filter(pa.array(rows)).unique().to_pylist())
+            captures[rows] = self._ordinals.get(step, max(self._captures - 1, 0))
         columns = [*batch.columns, self._sessions(len(steps)), pa.array(captures)]
         rows = pa.RecordBatch.from_arrays(columns, schema=TABLES["stats"])
         self._append(int(steps.max()), batch_frame("stats", rows))
         self._rotate_if_due()
 
-    def _ordinal(self, step: int, *, between: bool) -> int:
-        """Which capture of this session a step is; what is logged `between` captures belongs to the last."""
-        latest = max(self._captures - 1, 0)
-        if step in self._ordinals or between:
-            return self._ordinals.get(step, latest)
-        self._ordinals[step] = self._captures
-        if len(self._ordinals) > LATE_CAPTURES + 1:
-            del self._ordinals[next(iter(self._ordinals))]
-        self._captures += 1
-        return self._captures - 1
+    def _number(self, step: int, kinds: list[str]) -> None:
+        """A step is captured for the first time. Gradient norms alone, between captures, are none."""
+        if kinds != ["gradient_norm"]:
+            self._ordinals[step] = self._captures
+            self._captures += 1
+            if len(self._ordinals) > LATE_CAPTURES + 1:
+                del self._ordinals[next(iter(self._ordinals))]
 
     def _sessions(self, rows: int) -> pa.Array:
         return pa.array(np.full(rows, self.session, np.int32))

@@ -29,12 +29,13 @@ _CODES = {"header": 0, "stats": 1, "values": 2, "scalars": 3, "events": 4, "grou
 _NAMES = {code: name for name, code in _CODES.items()}
 
 
-Frame = tuple[str, bytes]  # table, payload
+Payload = bytes | pa.Buffer
+Frame = tuple[str, Payload]  # table, payload
 
 
 def batch_frame(table: str, batch: pa.RecordBatch) -> Frame:
     """Rows of `stats` or `values`."""
-    return table, batch.serialize().to_pybytes()
+    return table, batch.serialize()
 
 
 def rows_frame(table: str, rows: list[list[Any]]) -> Frame:
@@ -42,16 +43,20 @@ def rows_frame(table: str, rows: list[list[Any]]) -> Frame:
     return table, json.dumps(rows, separators=(",", ":")).encode()
 
 
-def encode(*frames: Frame) -> bytes:
-    """A frame as bytes; several as one group, which is read whole or not at all."""
+def encode(*frames: Frame) -> list[Payload]:
+    """A frame as what is to be written, in pieces: a capture has megabytes, and copies of them cost more than
+    writing them. Several frames become one group, which is read whole or not at all."""
     if len(frames) == 1:
         ((table, payload),) = frames
+        pieces = [payload]
     else:  # no magic inside: who searches for the next frame after damage must not find half a group
-        heads = [_INNER.pack(_CODES[table], len(payload)) for table, payload in frames]
-        parts = [part for head, (_, payload) in zip(heads, frames, strict=True) for part in (head, payload)]
-        table, payload = "group", b"".join(parts)
-    code = _CODES[table]
-    return _HEAD.pack(MAGIC, code, len(payload), zlib.crc32(payload, code)) + payload
+        table, pieces = "group", []
+        for inner, payload in frames:
+            pieces += [_INNER.pack(_CODES[inner], len(payload)), payload]
+    code = checksum = _CODES[table]
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+    return [_HEAD.pack(MAGIC, code, sum(map(len, pieces)), checksum), *pieces]
 
 
 class WalWriter:
@@ -75,10 +80,12 @@ class WalWriter:
 
     def write(self, *frames: Frame) -> int:
         """Append frames that are read together; returns the bytes written."""
-        data, written = encode(*frames), 0
+        pieces = encode(*frames)
+        length, written = sum(map(len, pieces)), 0
         try:
-            while written < len(data):  # a signal may cut a write
-                written += os.write(self.descriptor, data[written:])
+            written = os.writev(self.descriptor, pieces)
+            while written < length:  # a signal may cut a write, and the system takes 1,024 pieces at once
+                written += os.write(self.descriptor, b"".join(pieces)[written:])
         except OSError:
             if written:
                 os.ftruncate(self.descriptor, self.size)

@@ -29,15 +29,19 @@ def tries_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int | None], None]]:
     """Called with an error number: every write fails from now on; with None: they work again."""
-    real, error = os.write, [0]
+    real, error = (os.writev, os.write), [0]
+
+    def writev(descriptor: int, pieces: list[bytes]) -> int:
+        if error[0]:  # some of it still fits
+            return real[1](descriptor, b"".join(pieces)[:7])
+        return real[0](descriptor, pieces)
 
     def write(descriptor: int, data: bytes) -> int:
         if error[0]:
-            if len(data) > 20:
-                real(descriptor, data[:7])  # some of it still fits
             raise OSError(error[0], os.strerror(error[0]))
-        return real(descriptor, data)
+        return real[1](descriptor, data)
 
+    monkeypatch.setattr(os, "writev", writev)
     monkeypatch.setattr(os, "write", write)
     yield lambda number: error.__setitem__(0, number or 0)
     error[0] = 0
@@ -238,17 +242,17 @@ def test_captures_are_thinned_while_parquet_cannot_keep_up(
 
 
 def test_a_slow_write_is_followed_by_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, real = [1000.0], os.write
+    clock, real = [1000.0], os.writev
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
-    def write(descriptor: int, data: bytes) -> int:
+    def write(descriptor: int, pieces: list[bytes]) -> int:
         clock[0] += 0.5
-        return real(descriptor, data)
+        return real(descriptor, pieces)
 
     log = LogWriter(tmp_path / "a", info())
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "writev", write)
     log.stats(stats_batch([0]))
-    monkeypatch.setattr(os, "write", real)
+    monkeypatch.setattr(os, "writev", real)
     assert not log.has_room(1)
     clock[0] += 4.0
     assert not log.has_room(2)

@@ -106,7 +106,7 @@ def test_random_garbage_is_survived(tmp_path: Path) -> None:
 
 def test_the_magic_inside_a_payload_is_data(tmp_path: Path) -> None:
     """Also right behind a torn frame, where the reader searches for the next one."""
-    tricky = encode(("scalars", json.dumps([[7, 0.0, "forged", 1.0, 0]]).encode()))
+    tricky = b"".join(encode(("scalars", json.dumps([[7, 0.0, "forged", 1.0, 0]]).encode())))
     batch = pa.RecordBatch.from_pylist(
         [
             {
@@ -172,6 +172,7 @@ def test_a_write_that_the_system_cuts_short_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.write
+    monkeypatch.setattr(os, "writev", lambda fd, pieces: real(fd, b"".join(pieces)[:100]))
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:7]))
     ends = write(tmp_path / "a.wal")
     reader = WalReader(tmp_path / "a.wal")
@@ -185,8 +186,8 @@ def test_a_missing_file_is_no_news(tmp_path: Path) -> None:
 
 
 def test_a_frame_of_a_newer_layerwatch_is_reported_not_guessed(tmp_path: Path) -> None:
-    header = encode(("header", json.dumps({"schema_version": SCHEMA_VERSION + 1}).encode()))
-    scalars = encode(("scalars", json.dumps([[0, 0.0, "loss", 1.0, 0]]).encode()))
+    header = b"".join(encode(("header", json.dumps({"schema_version": SCHEMA_VERSION + 1}).encode())))
+    scalars = b"".join(encode(("scalars", json.dumps([[0, 0.0, "loss", 1.0, 0]]).encode())))
     (tmp_path / "a.wal").write_bytes(header + scalars)
     reader = WalReader(tmp_path / "a.wal")
     reader.read()
@@ -220,14 +221,15 @@ def test_a_frame_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: p
     writer = WalWriter(tmp_path / "a.wal", {})
     writer.write(rows_frame("scalars", [[0, 0.0, "loss", 1.0, 0]]))
     before, real = (tmp_path / "a.wal").read_bytes(), os.write
-    left = [10]
 
-    def full(descriptor: int, data: bytes) -> int:
-        if not left:
-            raise OSError(28, "No space left on device")
-        return real(descriptor, data[: left.pop()])
+    def first(descriptor: int, pieces: list[bytes]) -> int:
+        return real(descriptor, b"".join(pieces)[:10])
 
-    monkeypatch.setattr(os, "write", full)
+    def then(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", first)
+    monkeypatch.setattr(os, "write", then)
     with pytest.raises(OSError, match="No space"):
         writer.write(rows_frame("scalars", [[1, 0.0, "loss", 1.0, 0]]))
     monkeypatch.undo()
