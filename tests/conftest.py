@@ -42,12 +42,20 @@ def checkout() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session")
+def _one_object_server() -> Iterator[ObjectServer]:
+    with ObjectServer() as server:
+        yield server
+
+
 @pytest.fixture
-def object_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ObjectServer]:
-    """An S3 server that every s3:// URL leads to; spools lie in the test's own folder."""
+def object_server(
+    _one_object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[ObjectServer]:
+    """An empty S3 server that every s3:// URL leads to; spools lie in the test's own folder."""
     monkeypatch.setenv("LAYERWATCH_SPOOL", str(tmp_path / "spool"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _one_object_server.endpoint)
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    with ObjectServer() as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        yield server
+    yield _one_object_server
+    _one_object_server.reset()

@@ -1,6 +1,6 @@
 """moto's S3 server in a process of its own, for tests: it can be stopped, started, frozen and killed.
 
-As a script it is that process: it obeys `start`, `stop` and `count` on its standard input.
+As a script it is that process: it obeys `start`, `stop`, `reset` and `count` on its standard input.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from types import TracebackType
 
@@ -82,6 +83,14 @@ class ObjectServer:
         self.kill()
         self._launch()
 
+    def reset(self) -> None:
+        """Up and empty, whatever was done to it."""
+        if self._process.poll() is not None:
+            self._launch()
+        self.thaw()
+        self._ask("start")
+        self._ask("reset")
+
     def requests(self) -> Counter[str]:
         """How many requests of each method were answered."""
         return Counter(json.loads(self._ask("count")))
@@ -122,11 +131,15 @@ def _serve(port: int) -> None:
     server, answer = None, sys.stdout
     sys.stdout = sys.stderr  # moto prints
     for command in sys.stdin:
-        if command.strip() == "start":
+        if command.strip() == "start" and server is None:
             server = ThreadedMotoServer("127.0.0.1", port, verbose=True)
             server.start()
         elif command.strip() == "stop" and server is not None:
             server.stop()
+            server = None
+        elif command.strip() == "reset":
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", data=b"").close()
+            answered.clear()
         print(json.dumps(answered), file=answer, flush=True)
 
 
