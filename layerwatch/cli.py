@@ -75,10 +75,28 @@ def build_parser() -> argparse.ArgumentParser:
 
     export = command(
         "export", "write a run as one tidy table: one row per step, tensor and kind",
-        "layerwatch export runs/exp1 exp1.parquet",
+        "layerwatch export runs/exp1 exp1.parquet --kind gradient --tensor 'layers\\.0' --steps 100:2000",
     )  # fmt: skip
     export.add_argument("run", metavar="RUN", help="run folder")
     export.add_argument("out", metavar="OUT", help="file to write: .parquet or .csv")
+    export.add_argument(
+        "--steps", type=_steps, metavar="FIRST:LAST", help="only these, both included; either may be left out"
+    )
+    export.add_argument(
+        "--tensor", metavar="REGEX", help="only tensors (of scalars: names) in whose names this is found"
+    )
+    export.add_argument(
+        "--kind", action="append", default=[], help="only rows of this kind; may be given several times"
+    )
+    what = export.add_mutually_exclusive_group()
+    what.add_argument(
+        "--scalars", dest="table", action="store_const", const="scalars", default="stats",
+        help="losses and other numbers instead: one row per step and name",
+    )  # fmt: skip
+    what.add_argument(
+        "--histograms", dest="table", action="store_const", const="histograms",
+        help="histograms instead: one row per step, tensor, kind and bucket",
+    )  # fmt: skip
 
     compact = command(
         "compact", "turn a finished run's write-ahead files into Parquet and merge its parts",
@@ -112,6 +130,15 @@ def build_parser() -> argparse.ArgumentParser:
         help=r"the name of scalars whose tags match; \1 stands for the first group",
     )
     return parser
+
+
+def _steps(text: str) -> tuple[int | None, int | None]:
+    first, colon, last = text.partition(":")
+    try:
+        low = int(first) if first else None
+        return low, (int(last) if last else None) if colon else low
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected FIRST:LAST, for example 100:2000, got {text!r}") from None
 
 
 def _rule(text: str) -> tuple[str, str]:

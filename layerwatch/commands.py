@@ -126,7 +126,10 @@ def runs(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     from .monitor import export as write
 
-    rows = write(_open(options.run), options.out)
+    rows = write(
+        _open(options.run), options.out,
+        steps=options.steps, tensor=options.tensor, kinds=options.kind, table=options.table,
+    )  # fmt: skip
     print(f"{options.out}: {rows} rows")
     return 0
 

@@ -20,6 +20,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from layerwatch import Run, watch
 from layerwatch.cli import build_parser, main
+from layerwatch.monitor.log import write_json
 
 COMMANDS = ("demo", "dashboard", "check", "runs", "export", "compact", "import-tensorboard")
 FINDING = {"run", "problem", "severity", "layers", "first_step", "last_step", "summary", "evidence", "advice"}
@@ -48,7 +49,8 @@ def train(path: Path, *, broken: bool = False, steps: int = 30, close: bool = Tr
         watcher._detach()
         watcher._open = False
         info = json.loads((path / "run.json").read_text())
-        (path / "run.json").write_text(json.dumps({**info, "pid": 2**22 + 1}))
+        del info["checksum"]
+        write_json(path / "run.json", {**info, "pid": 2**22 + 1})
     return path
 
 
@@ -169,6 +171,11 @@ WRONG = {
     "port too high": ["dashboard", ".", "--port", "70000"],
     "dashboard on nothing": ["dashboard", "gone"],
     "dashboard on a file": ["dashboard", "healthy/run.json"],
+    "unknown kind": ["export", "healthy", "out.csv", "--kind", "wieght"],
+    "no steps": ["export", "healthy", "out.csv", "--steps", "a:b"],
+    "steps that are not there": ["export", "healthy", "out.csv", "--steps", "1000:"],
+    "no regex": ["export", "healthy", "out.csv", "--tensor", "["],
+    "two tables": ["export", "healthy", "out.csv", "--scalars", "--histograms"],
     "runs of nothing": ["runs", "gone"],
     "import of nothing": ["import-tensorboard", "gone", "new"],
     "import over a run": ["import-tensorboard", "healthy", "broken"],
@@ -341,6 +348,26 @@ def test_export_writes_the_table(call: Callable[..., Result], runs: Path, tmp_pa
     assert not frame.duplicated(["step", "tensor", "kind"]).any()
     assert call("export", runs / "healthy", tmp_path / "a.parquet")[0] == 0
     assert len(pd.read_parquet(tmp_path / "a.parquet")) == len(frame)
+
+
+def test_export_of_a_part(call: Callable[..., Result], runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.csv"
+
+    def exported(*options: str) -> pd.DataFrame:
+        assert call("export", runs / "healthy", out, *options)[0] == 0
+        return pd.read_csv(out)
+
+    frame = exported("--steps", "5:7", "--kind", "gradient", "--kind", "weight", "--tensor", r"^0\.")
+    assert sorted(frame["step"].unique()) == [5, 6, 7]
+    assert set(frame["kind"]) == {"gradient", "weight"}
+    assert set(frame["tensor"]) == {"0.weight", "0.bias"}
+    assert len(frame) == 3 * 2 * 2
+    assert exported("--steps", "28:", "--kind", "weight")["step"].unique().tolist() == [28, 29]
+    assert exported("--steps", ":1", "--kind", "weight")["step"].unique().tolist() == [0, 1]
+    assert exported("--steps", "4", "--kind", "weight")["step"].unique().tolist() == [4]
+    assert exported("--scalars", "--tensor", "train_loss")["step"].tolist() == list(range(30))
+    frame = exported("--histograms", "--kind", "weight", "--steps", "3")
+    assert frame["count"].sum() == 8 * 16 + 16 + 16 + 1
 
 
 def test_import_tensorboard(call: Callable[..., Result], tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,10 @@ import pytest
 from made_logs import TENSORS, info, make_run, row, values_at
 
 from layerwatch.monitor import LogWriter, Run, RunError, Summary, export, summarise, tidy
+from layerwatch.monitor.reader import LogReader
 from layerwatch.monitor.schema import STATS
+
+export_module = sys.modules["layerwatch.monitor.export"]  # the package shows the function of this name
 
 
 @pytest.fixture
@@ -94,23 +100,160 @@ def test_a_wrong_output_is_refused(run: Run, tmp_path: Path, name: str) -> None:
         export(run, tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 def test_an_existing_file_is_replaced_whole_or_not_at_all(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    out = tmp_path / "out.csv"
+    out = tmp_path / f"out{suffix}"
     out.write_text("old")
+    pieces = export_module._pieces
 
-    def full(self: pd.DataFrame, path: Path, **_: object) -> None:
-        Path(path).write_text("half")
+    def full(*arguments: Any) -> Iterator[pa.Table]:
+        yield next(pieces(*arguments))
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pd.DataFrame, "to_csv", full)
-        with pytest.raises(OSError, match="No space"):
+        patch.setattr(export_module, "_pieces", full)
+        with pytest.raises(RunError, match="No space left on device: choose another place"):
             export(run, out)
     assert out.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [out.name, "run"]
     export(run, out)
-    assert out.read_text().startswith("step,tensor,kind,")
+    assert out.read_bytes()[:4] in (b"PAR1", b"step")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [out.name, "run"]
+
+
+def test_no_permission_names_the_file_that_was_asked_for(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(RunError, match=r"expected to write .*/out.csv, but Is a directory"):
+        export(run, tmp_path / "out.csv")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "run"]
+
+
+# Filters ----------------------------------------------------------------------------------------------------
+
+
+def read(run: Run, out: Path, **filters: Any) -> pd.DataFrame:
+    rows = export(run, out, **filters)
+    frame = pd.read_parquet(out)
+    assert len(frame) == rows
+    return frame
+
+
+def test_filters_are_rows_of_the_whole(run: Run, tmp_path: Path) -> None:
+    whole = tidy(run)
+    for filters, kept in (
+        ({"kinds": ["gradient", "weight"]}, whole["kind"].isin(["gradient", "weight"])),
+        ({"tensor": r"^0\."}, whole["tensor"].str.startswith("0.")),
+        ({"steps": (1, None)}, whole["step"] >= 1),
+        ({"steps": (None, 0)}, whole["step"] <= 0),
+        ({"steps": (0, 1)}, whole["step"] >= 0),
+        (
+            {"steps": (1, 1), "tensor": "weight", "kinds": ["weight"]},
+            (whole["step"] == 1) & whole["tensor"].str.contains("weight") & (whole["kind"] == "weight"),
+        ),
+    ):
+        mine = read(run, tmp_path / "out.parquet", **filters)
+        wanted = whole[kept].reset_index(drop=True)
+        assert len(wanted) > 0
+        pd.testing.assert_frame_equal(mine, wanted, check_dtype=False)
+
+
+def test_rows_come_by_kind_tensor_and_step(tmp_path: Path) -> None:
+    run = Run(make_run(tmp_path / "made", 30))
+    frame = read(run, tmp_path / "out.parquet")
+    assert list(zip(frame["tensor"], frame["step"], strict=True)) == [
+        (t, s) for t in TENSORS for s in range(30)
+    ]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64, 1000])
+def test_pieces_make_the_same_table(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    made = Run(make_run(tmp_path / "made", 40))
+    for which in (run, made):
+        whole = tidy(which)
+        with monkeypatch.context() as patch:
+            patch.setattr(export_module, "PIECE", piece)
+            pd.testing.assert_frame_equal(read(which, tmp_path / "out.parquet"), whole, check_dtype=False)
+
+
+def test_memory_is_bounded_by_the_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(make_run(tmp_path / "made", 50))
+    monkeypatch.setattr(export_module, "PIECE", 20)
+    most = 0
+    read_table = LogReader.table
+
+    def counting(self: LogReader, name: str, columns: Any = None, where: Any = None, **more: Any) -> pa.Table:
+        nonlocal most
+        found = read_table(self, name, columns, where, **more)
+        if "buckets" in found.column_names:
+            most = max(most, found.num_rows)
+        return found
+
+    monkeypatch.setattr(LogReader, "table", counting)
+    assert export(run, tmp_path / "out.csv") == 150
+    assert 0 < most <= 21
+
+
+WRONG = {
+    "unknown kind": ({"kinds": ["gradients"]}, "got 'gradients': did you mean gradient"),
+    "no kind at all": ({"kinds": ["xyz"]}, "choose among weight, "),
+    "drift": ({"kinds": ["drift"]}, "told on the rows of kind weight"),
+    "no regex": ({"tensor": "("}, "expected a regular expression for the tensors"),
+    "steps turned around": ({"steps": (5, 1)}, "turn them around"),
+    "kind that the run has not": ({"kinds": ["momentum"]}, "no rows of kind momentum: it has weight"),
+    "tensor that the run has not": ({"tensor": "0.wieght"}, "in the name of no tensor .*: there is 0.weight"),
+    "steps that the run has not": ({"steps": (7, None)}, "is in steps 7:: it has 2 steps from 0 to 1"),
+    "nothing together": ({"tensor": "bias", "kinds": ["activation"]}, "all filters together"),
+    "kinds of scalars": ({"table": "scalars", "kinds": ["weight"]}, "leave out --kind"),
+    "scalars that are not there": ({"table": "scalars"}, "holds no scalar yet"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said(run: Run, tmp_path: Path, case: str) -> None:
+    filters, message = WRONG[case]
+    with pytest.raises(RunError, match=message):
+        export(run, tmp_path / "out.csv", **filters)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+# Scalars and histograms -------------------------------------------------------------------------------------
+
+
+def test_scalars(tmp_path: Path) -> None:
+    log = LogWriter(tmp_path / "run", info())
+    for step in range(5):
+        log.scalars(step, 10.0 + step, {"train_loss": 1.0 / (1 + step), "lr": 0.1})
+    log.scalars(5, 15.0, {"train_loss": float("nan"), "lr": float("inf")})
+    log.close()
+    run = Run(tmp_path / "run")
+    frame = read(run, tmp_path / "out.parquet", table="scalars")
+    assert list(frame.columns) == ["step", "time", "name", "value"]
+    assert frame["name"].tolist() == ["lr"] * 6 + ["train_loss"] * 6
+    for name in ("lr", "train_loss"):
+        mine = frame[frame["name"] == name].drop(columns="name").reset_index(drop=True)
+        pd.testing.assert_frame_equal(mine, run.scalars(name))
+    assert np.isnan(frame["value"].iloc[-1])
+    some = read(run, tmp_path / "out.parquet", table="scalars", tensor="loss", steps=(1, 3))
+    assert (some["name"].unique().tolist(), some["step"].tolist()) == (["train_loss"], [1, 2, 3])
+    export(run, tmp_path / "out.csv", table="scalars")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out.csv"), frame, check_dtype=False)
+    assert pq.read_schema(tmp_path / "out.parquet").field("name").type == pa.string()
+
+
+def test_histograms(run: Run, tmp_path: Path) -> None:
+    frame = read(run, tmp_path / "out.parquet", table="histograms")
+    assert list(frame.columns) == ["step", "tensor", "kind", "low", "high", "count"]
+    assert set(frame["kind"]) == set(tidy(run)["kind"])
+    for tensor in TENSORS:
+        mine = frame[(frame["tensor"] == tensor) & (frame["kind"] == "gradient") & (frame["step"] == 1)]
+        wanted = run.histogram("gradient", tensor, 1)
+        pd.testing.assert_frame_equal(mine[["low", "high", "count"]].reset_index(drop=True), wanted)
+    schema = pq.read_schema(tmp_path / "out.parquet")
+    assert (schema.field("tensor").type, schema.field("step").type) == (pa.string(), pa.int64())
 
 
 def test_exported_types_are_plain(run: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -38,7 +38,7 @@ def torch_writer(folder: Path, **more: Any) -> Iterator[SummaryWriter]:
 
 
 @contextmanager
-def tf2_writer(folder: Path) -> Iterator[Callable[[int, summary_pb2.Summary], None]]:
+def tf2_writer(folder: Path) -> Iterator[Callable[[int, Any], None]]:
     """As TensorFlow 2 writes, and Keras with it: every value is a tensor of a plugin."""
     writer = EventFileWriter(str(folder))
     when = iter(range(1_700_000_000, 1_800_000_000))
