@@ -1,7 +1,7 @@
 """The log and what it means: numpy, pandas and pyarrow only. Imports neither torch nor dash."""
 
 from .compact import compact
-from .errors import RunError, RunExistsError
+from .errors import RunError, RunExistsError, StoreError
 from .export import export, tidy
 from .findings import SEVERITIES, Finding, find
 from .log import LogWriter
@@ -19,6 +19,7 @@ __all__ = [
     "Run",
     "RunError",
     "RunExistsError",
+    "StoreError",
     "Summary",
     "bucket_edges",
     "compact",

@@ -15,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .derive import columns_of, drift_frame, histogram_frame, needed, stats_frame, unpack_active
+from .derive import POOLED, columns_of, drift_frame, histogram_frame, needed, stats_frame, unpack_active
 from .description import describe
+from .frames import Overview, by_tensor, finest_table, found_tensors, latest_states, overview, sessions
 from .process import alive
 from .reader import LogReader
 from .scan import Between
@@ -83,6 +84,8 @@ class Run:
         if self.info.get("host") == socket.gethostname():
             return alive(self.info.get("pid"), self.info.get("process_started"))
         store = self._log.store
+        if store.path is None:  # the uploader writes it every 30 s
+            return time.time() - (store.modified("alive") or 0.0) < 2 * LIVE_SECONDS
         newest = max((store.modified(f"wal/{name}") or 0.0 for name in store.list("wal")), default=0.0)
         return time.time() - newest < LIVE_SECONDS
 
@@ -138,51 +141,14 @@ class Run:
         """The parameters in order of definition: tensor, names (aliases), role, shape, elements, dtype,
         module, module_type, depth, trainable, state (the latest recorded)."""
         columns = [
-            "tensor",
-            "names",
-            "role",
-            "shape",
-            "elements",
-            "dtype",
-            "module",
-            "module_type",
-            "depth",
-            "trainable",
-            "state",
-        ]
-        entries = self.info.get("tensors") if "run.json" not in self.problems else self._found_tensors()
-        rows = [{**entry, "depth": depth} for depth, entry in enumerate(entries or [])]
-        frame = pd.DataFrame(rows, columns=columns)
-        states = self._latest_states(list(frame["tensor"]))
+            "tensor", "names", "role", "shape", "elements", "dtype", "module", "module_type", "depth",
+            "trainable", "state",
+        ]  # fmt: skip
+        entries = self.info.get("tensors", []) if self.info else found_tensors(self._log)
+        frame = pd.DataFrame([{**e, "depth": depth} for depth, e in enumerate(entries)], columns=columns)
+        states = latest_states(self._log, list(frame["tensor"]))
         frame["state"] = [states.get(t, s) for t, s in zip(frame["tensor"], frame["state"], strict=True)]
         return frame
-
-    def _found_tensors(self) -> list[dict[str, Any]]:
-        """What the rows tell of the parameters, in order of name."""
-        rows = self._log.table("stats", ["tensor", "count", "step"], {"kind": ["weight", "initial_weight"]})
-        sizes = dict(zip(*(rows[name].to_pylist() for name in ("tensor", "count")), strict=True))
-        unknown = {"role": "unknown", "dtype": "unknown", "module_type": "unknown", "trainable": True}
-        return [
-            {
-                "tensor": name, "names": [name], "shape": [size], "elements": size,
-                "module": name.rpartition(".")[0], **unknown, "state": None,
-            }
-            for name, size in sorted(sizes.items())
-        ]  # fmt: skip
-
-    def _latest_states(self, tensors: list[str]) -> dict[str, str]:
-        """The state of each tensor in its latest row; nearly always that of the latest capture."""
-        where: dict[str, Any] = {"kind": ["weight"]}
-        step = self._log.latest("stats", where)
-        states: dict[str, str] = {}
-        for more in ({"step": Between(step, step)}, {"tensor": tensors}):
-            if missing := [t for t in tensors if t not in states]:
-                more = {"tensor": missing} if "tensor" in more else more
-                rows = self._log.table("stats", ["tensor", "step", "state"], where | more, coded=True)
-                latest = rows.sort_by("step").to_pandas().dropna(subset=["state"])
-                latest = latest.drop_duplicates("tensor", keep="last")
-                states = dict(zip(latest["tensor"], latest["state"], strict=True)) | states
-        return states
 
     @_cached
     def modules(self) -> pd.DataFrame:
@@ -191,7 +157,15 @@ class Run:
         return pd.DataFrame(rows, columns=["module", "type", "depth"])
 
     @_cached
-    def stats(self, kind: str, tensor: Names = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def stats(
+        self,
+        kind: str,
+        tensor: Names = None,
+        columns: Sequence[str] | None = None,
+        *,
+        steps: tuple[int | None, int | None] | None = None,
+        max_points: int | None = None,
+    ) -> pd.DataFrame:
         """Statistics by tensor (in order of definition), then step.
 
         Args:
@@ -200,6 +174,11 @@ class Run:
             tensor: one name, several, or None for all.
             columns: only these, in this order. Without quantiles no histogram is read: much faster over many
                 tensors.
+            steps: only rows with a capture from the first to the last of these; None is open.
+            max_points: at most about so many rows of each tensor: rows then hold several captures each, so
+                that a long run is shown at once. Sums and counts are those of all captures of a row, `norm`
+                the root mean square; nothing that happened in one capture is lost in `norm_max`, `ratio_max`,
+                `min`, `max` and the counts.
 
         Returns:
             step, time, tensor, count, mean, std, norm, rms, min, max, p01 .. p99, zeros, subnormals, nans,
@@ -214,13 +193,36 @@ class Run:
             activation: samples, units, active_units.
             second_moment: rms_ratio = sqrt(mean g^2 / v), the size of the gradient against what the optimizer
             divides it by; below_epsilon, the share of the elements with sqrt(v) < eps.
+            When asked for: captures, how many a row holds (more than one with `max_points`, and of old steps
+            in a log that was written with keep="rollup"); last_step, of its last capture; norm_min, norm_max,
+            ratio_max, the extremes of a single capture.
         """
         wanted = list(columns or columns_of(kind))
-        if unknown := set(wanted) - set(columns_of(kind)):
-            raise ValueError(
-                f"expected columns of {kind} rows, got {sorted(unknown)}: choose among {columns_of(kind)}"
-            )
-        return self._ordered(stats_frame(self._rows(kind, tensor, needed(wanted)), kind))[wanted]
+        known = columns_of(kind) + POOLED
+        if unknown := set(wanted) - set(known):
+            raise ValueError(f"expected columns of {kind} rows, got {sorted(unknown)}: choose among {known}")
+        table = self._rows(kind, tensor, needed(wanted), steps, max_points)
+        return stats_frame(table, kind, wanted).iloc[self._order(table)].reset_index(drop=True)
+
+    @_cached
+    def overview(self, kind: str, number: str = "norm", max_points: int = 512) -> Overview:
+        """One number of all tensors over the whole run, in at most about `max_points` columns.
+
+        Args:
+            number: one of `frames.OVERVIEW`: norm, ratio, rms, mean, std, min, max, zeros, nans, infs.
+
+        Returns:
+            steps and last_steps (n,), tensors (in order of definition), values (tensors, n) and highest
+            (tensors, n), the highest value of a single capture: see `frames.Overview`.
+        """
+        return overview(self._log, kind, number, max_points, self._names())
+
+    @_cached
+    def sessions(self) -> pd.DataFrame:
+        """The starts of this training: session, first_step, time (unix seconds), superseded_from: the first
+        of its steps that a later session has done again (null: none). Those rows are in the log, and shown
+        by `Run(path, session=...)` only."""
+        return sessions(self._log)
 
     @_cached
     def drift(self, tensor: Names = None) -> pd.DataFrame:
@@ -232,17 +234,11 @@ class Run:
             `info["references"]` states the error of each tensor; of a sketch sign_flips is NaN.
         """
         columns = [
-            "step",
-            "time",
-            "tensor",
-            "count",
-            "sum_sq",
-            "ref_sum_sq",
-            "dot",
-            "residual_sq",
+            "step", "time", "tensor", "captures", "count", "sum_sq", "ref_sum_sq", "dot", "residual_sq",
             "sign_flips",
-        ]
-        return self._ordered(drift_frame(self._rows("drift", tensor, columns)))
+        ]  # fmt: skip
+        table = self._rows("drift", tensor, columns)
+        return drift_frame(table).iloc[self._order(table)].reset_index(drop=True)
 
     @_cached
     def anchors(self) -> list[int]:
@@ -373,19 +369,23 @@ class Run:
 
         return find(self, baselines)
 
-    def _rows(self, kind: str, tensor: Names, columns: Sequence[str]) -> pa.Table:
+    def _rows(
+        self,
+        kind: str,
+        tensor: Names,
+        columns: Sequence[str],
+        steps: tuple[int | None, int | None] | None = None,
+        max_points: int | None = None,
+    ) -> pa.Table:
         where: dict[str, Sequence[str]] = {"kind": [kind]}
         if tensor is not None:
             where["tensor"] = [tensor] if isinstance(tensor, str) else list(tensor)
-        return self._log.table("stats", columns, where)
+        return finest_table(self._log, columns, where, Between(*steps) if steps else None, max_points)
 
-    def _ordered(self, frame: pd.DataFrame) -> pd.DataFrame:
-        names = [t["tensor"] for t in self.info.get("tensors", [])] + [
-            m["module"] for m in self.info.get("modules", [])
-        ]
-        depth = {name: place for place, name in reversed(list(enumerate(names)))}
-        place = frame["tensor"].map(depth).fillna(len(names)).astype(np.int64)
-        order = np.lexsort(
-            (frame["step"].to_numpy(), frame["tensor"].to_numpy().astype(str), place.to_numpy())
-        )
-        return frame.iloc[order].reset_index(drop=True)
+    def _names(self) -> list[str]:
+        """Tensors and modules in order of definition."""
+        tensors = [t["tensor"] for t in self.info.get("tensors", [])]
+        return tensors + [m["module"] for m in self.info.get("modules", [])]
+
+    def _order(self, table: pa.Table) -> NDArray[np.int64]:
+        return by_tensor(table, self._names())

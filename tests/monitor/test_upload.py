@@ -28,6 +28,7 @@ from layerwatch.monitor.store import store_of
 from layerwatch.monitor.upload import Uploader
 from tests.object_server import ObjectServer
 
+LAST = [("step", "ascending"), ("time", "ascending")]
 URL = "s3://bucket/group/exp1"
 
 
@@ -49,10 +50,10 @@ def rows(source: Path | str) -> dict[str, pa.Table]:
     reader = LogReader(store_of(source))
     assert reader.problems == {}
     tables = {name: reader.table(name) for name in TABLES}
-    order = {
-        name: [*keys, *(("step", "ascending"), ("time", "ascending"))] for name, keys in SORT_KEYS.items()
+    return {
+        name: table.sort_by([*SORT_KEYS[name], *(k for k in LAST if k not in SORT_KEYS[name])])
+        for name, table in tables.items()
     }
-    return {name: table.sort_by(list(dict(order[name]).items())) for name, table in tables.items()}
 
 
 def eventually(what: Callable[[], Any], seconds: float = 20.0) -> None:
