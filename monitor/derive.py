@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,32 @@ EXTRA = {
     "second_moment": ["rms_ratio", "below_epsilon"],
     "activation": ["samples", "units", "active_units"],
 }
-#: The columns of the `stats` table that `stats_frame` needs.
-NEEDED = [
-    "step", "time", "tensor", "captures", "count", "sum", "sum_sq", "min", "max", "zeros", "subnormals",
-    "nans", "pos_infs", "neg_infs", "buckets", "counts", "ref_sum_sq", "dot", "lost", "samples", "units",
-    "active", "stage", "state", "skipped",
-]  # fmt: skip
+#: Of roll-ups: last step, number of captures, extremes over single captures. Only when asked for.
+POOLED = ["last_step", "captures", "norm_min", "norm_max", "ratio_max"]
+_SIZE = ("count", "nans", "pos_infs", "neg_infs")
+_LISTS = ("buckets", "counts", "zeros", "subnormals")
+#: What each derived column needs of the table; every other column is stored as it is.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "mean": ("sum", *_SIZE),
+    "std": ("sum", "sum_sq", *_SIZE),
+    "norm": ("sum_sq", "captures", *_SIZE),
+    "rms": ("sum_sq", *_SIZE),
+    **dict.fromkeys(QUANTILES, (*_LISTS, "min", "max")),
+    "infs": ("pos_infs", "neg_infs"),
+    "active_units": ("active",),
+    "underflow": (*_LISTS, "count"),
+    "overflow": (*_LISTS, "count", "pos_infs", "neg_infs"),
+    "ratio": ("sum_sq", "ref_sum_sq"),
+    "along": ("sum_sq", "ref_sum_sq", "dot"),
+    "parallel": ("ref_sum_sq", "dot", "captures"),
+    "perpendicular": ("sum_sq", "ref_sum_sq", "dot", "captures"),
+    "lost_share": ("lost", "count"),
+    "rms_ratio": ("dot", "count"),
+    "below_epsilon": ("lost", "count"),
+    "norm_min": ("sum_sq_min",),
+    "norm_max": ("sum_sq_max",),
+    "ratio_max": ("ratio_sq_max",),
+}
 
 
 def columns_of(kind: str) -> list[str]:
@@ -51,103 +71,107 @@ def columns_of(kind: str) -> list[str]:
 def needed(columns: Sequence[str]) -> list[str]:
     """What these derived columns need of the `stats` table. Histograms, most of a log, only when they must
     tell."""
-    spared = set()
-    if not FROM_HISTOGRAM & set(columns):
-        spared |= {"buckets", "counts"}
-    if "active_units" not in columns:
-        spared.add("active")
-    return [name for name in NEEDED if name not in spared]
+    return list(dict.fromkeys(raw for name in columns for raw in _NEEDS.get(name, (name,))))
 
 
-def stats_frame(table: pa.Table, kind: str) -> pd.DataFrame:
+class _Raw:
+    """The columns of a table as arrays, and what several derived columns share; computed when asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._kept: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> NDArray:
+        return self._once(name, lambda: _column(self.table, name))
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        if name not in self._kept:
+            self._kept[name] = compute()
+        return self._kept[name]
+
+    @property
+    def finite(self) -> NDArray:
+        """How many elements are finite; NaN where none is."""
+        size = self["count"] - self["nans"] - self["pos_infs"] - self["neg_infs"]
+        return np.where(size > 0, size, np.nan)
+
+    @property
+    def pooled(self) -> NDArray:
+        return np.maximum(self["captures"], 1)
+
+    @property
+    def before(self) -> NDArray:
+        return np.sqrt(self["ref_sum_sq"])
+
+    def quantile(self, name: str) -> NDArray:
+        return self._once("quantiles", lambda: _quantiles(self.table, self))[name]
+
+    def beyond(self, place: int) -> NDArray:
+        return self._once("beyond", lambda: _beyond_fp16(self.table, self))[place]
+
+
+_FORMULAS: dict[str, Callable[[_Raw], Any]] = {
+    "mean": lambda r: r["sum"] / r.finite,
+    "std": lambda r: np.sqrt(np.maximum(r["sum_sq"] / r.finite - (r["sum"] / r.finite) ** 2, 0.0)),
+    "norm": lambda r: np.where(np.isnan(r.finite), np.nan, np.sqrt(r["sum_sq"] / r.pooled)),
+    "rms": lambda r: np.sqrt(r["sum_sq"] / r.finite),
+    **{name: lambda r, name=name: r.quantile(name) for name in QUANTILES},
+    "infs": lambda r: r["pos_infs"] + r["neg_infs"],
+    "skipped": lambda r: r["skipped"].astype(bool),
+    "active_units": lambda r: _active_units(r.table),
+    "underflow": lambda r: r.beyond(0),
+    "overflow": lambda r: r.beyond(1),
+    "ratio": lambda r: np.sqrt(r["sum_sq"]) / r.before,
+    "along": lambda r: r["dot"] / r.before / np.sqrt(r["sum_sq"]),
+    "parallel": lambda r: r["dot"] / r.before / np.sqrt(r.pooled),
+    "perpendicular": lambda r: np.sqrt(
+        np.maximum(r["sum_sq"] - (r["dot"] / r.before) ** 2, 0.0)
+    ) / np.sqrt(r.pooled),
+    "lost_share": lambda r: r["lost"] / r["count"],
+    "rms_ratio": lambda r: np.sqrt(r["dot"] / r["count"]),
+    "below_epsilon": lambda r: r["lost"] / r["count"],
+    "norm_min": lambda r: np.sqrt(r["sum_sq_min"]),
+    "norm_max": lambda r: np.sqrt(r["sum_sq_max"]),
+    "ratio_max": lambda r: np.sqrt(r["ratio_sq_max"]),
+}  # fmt: skip
+
+
+def stats_frame(table: pa.Table, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Derived statistics, one row per row of `table` (columns `needed`), in the same order.
 
     mean, std, norm, rms and the quantiles cover the finite elements and are NaN when there is none. std
     divides by n. norm is the L2 norm, rms is norm / sqrt(finite elements). `Run.stats` describes the rest.
     """
-    raw = {name: _numbers(table, name) for name in table.column_names if _is_number(table, name)}
-    finite = raw["count"] - raw["nans"] - raw["pos_infs"] - raw["neg_infs"]
-    some = finite > 0
+    raw = _Raw(table)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.where(some, raw["sum"] / finite, np.nan)
-        variance = np.where(some, raw["sum_sq"] / finite - mean**2, np.nan)
-        norm = np.where(some, np.sqrt(raw["sum_sq"] / np.maximum(raw["captures"], 1)), np.nan)
-        frame = pd.DataFrame(
+        return pd.DataFrame(
             {
-                "step": raw["step"],
-                "time": raw["time"],
-                "tensor": table["tensor"].to_pandas(),
-                "count": raw["count"],
-                "mean": mean,
-                "std": np.sqrt(np.maximum(variance, 0.0)),
-                "norm": norm,
-                "rms": np.where(some, np.sqrt(raw["sum_sq"] / finite), np.nan),
-                "min": raw["min"],
-                "max": raw["max"],
-                **_quantiles(table, raw),
-                "zeros": raw["zeros"],
-                "subnormals": raw["subnormals"],
-                "nans": raw["nans"],
-                "infs": raw["pos_infs"] + raw["neg_infs"],
-                "skipped": raw["skipped"].astype(bool),
-                "state": table["state"].to_pandas(),
+                name: _FORMULAS[name](raw) if name in _FORMULAS else raw[name]
+                for name in columns or columns_of(kind)
             }
         )
-        for name, column in _of_kind(table, raw, kind).items():
-            frame[name] = column
-    return frame[columns_of(kind)]
-
-
-def _of_kind(table: pa.Table, raw: dict[str, NDArray], kind: str) -> dict[str, Any]:
-    """The columns in `EXTRA`; to be called with numpy's warnings off."""
-    if kind == "update":
-        total, before = np.sqrt(raw["sum_sq"]), np.sqrt(raw["ref_sum_sq"])
-        pooled = np.sqrt(np.maximum(raw["captures"], 1))
-        parallel = raw["dot"] / before
-        return {
-            "lost": raw["lost"],
-            "lost_share": raw["lost"] / raw["count"],
-            "ratio": total / before,
-            "along": parallel / total,
-            "parallel": parallel / pooled,
-            "perpendicular": np.sqrt(np.maximum(raw["sum_sq"] - parallel**2, 0.0)) / pooled,
-        }
-    if kind == "second_moment":
-        return {
-            "rms_ratio": np.sqrt(raw["dot"] / raw["count"]),
-            "below_epsilon": raw["lost"] / raw["count"],
-        }
-    found: dict[str, Any] = {}
-    if kind in ("gradient", "activation"):
-        found["units"] = raw["units"]
-        found["active_units"] = _active_units(table) if "active" in table.column_names else np.nan
-    if kind == "activation":
-        found["samples"] = raw["samples"]
-    if kind == "gradient":
-        found["stage"] = table["stage"].to_pandas()
-        found["underflow"], found["overflow"] = _beyond_fp16(table, raw)
-    return found
 
 
 def drift_frame(table: pa.Table) -> pd.DataFrame:
     """Distance of each tensor from the reference; see `Run.drift` for the columns."""
-    raw = {name: _numbers(table, name) for name in ("step", "time", "count", "sum_sq", "ref_sum_sq", "dot")}
+    names = ("step", "time", "captures", "count", "sum_sq", "ref_sum_sq", "dot")
+    raw = {name: _numbers(table, name) for name in names}
     residual, flips = _numbers(table, "residual_sq"), _numbers(table, "sign_flips")
     # Of an unmoved tensor nothing is left but the rounding of two sums of doubles.
     moved_sq = raw["sum_sq"] - np.nan_to_num(residual)
     moved_sq = np.where(moved_sq < SUM_ROUNDING * np.nan_to_num(residual), 0.0, moved_sq)
-    distance = np.sqrt(np.maximum(moved_sq, 0.0))
-    reference = np.sqrt(raw["ref_sum_sq"])
+    distance = np.sqrt(np.maximum(moved_sq, 0.0) / raw["captures"])
+    reference = np.sqrt(raw["ref_sum_sq"] / raw["captures"])
     # |w|^2 = |w - r|^2 - |r|^2 + 2 <w, r>
-    now = np.sqrt(np.maximum(raw["sum_sq"] - raw["ref_sum_sq"] + 2 * raw["dot"], 0.0))
+    now = np.sqrt(np.maximum(raw["sum_sq"] - raw["ref_sum_sq"] + 2 * raw["dot"], 0.0) / raw["captures"])
     with np.errstate(divide="ignore", invalid="ignore"):
         return pd.DataFrame(
             {
                 "step": raw["step"],
                 "time": raw["time"],
-                "tensor": table["tensor"].to_pandas(),
+                "tensor": _column(table, "tensor"),
                 "relative_l2": np.where(reference > 0, distance / reference, np.nan),
-                "cosine": np.clip(raw["dot"] / (now * reference), -1.0, 1.0),
+                "cosine": np.clip(raw["dot"] / raw["captures"] / (now * reference), -1.0, 1.0),
                 "sign_flips": flips,
                 "count": raw["count"],
                 "distance": distance,
@@ -217,20 +241,18 @@ def _active_units(table: pa.Table) -> NDArray:
     return np.array([np.nan if b is None else int.from_bytes(b, "big").bit_count() for b in bits], np.float64)
 
 
-def _beyond_fp16(table: pa.Table, raw: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
+def _beyond_fp16(table: pa.Table, raw: _Raw) -> tuple[NDArray, NDArray]:
     """Shares of the elements that a conversion to float16 would make zero, and infinite."""
     rows = table.num_rows
-    if "buckets" not in table.column_names:
-        return np.full(rows, np.nan), np.full(rows, np.nan)
     row, bucket, count = _sparse(table)
     small = np.bincount(row, count * (np.abs(bucket) < FP16_ZERO), rows) + raw["subnormals"]
     large = np.bincount(row, count * (np.abs(bucket) >= FP16_INFINITE), rows)
-    return small / raw["count"], (large + raw["pos_infs"] + raw["neg_infs"]) / raw["count"]
+    if "pos_infs" in table.column_names:
+        large = large + raw["pos_infs"] + raw["neg_infs"]
+    return small / raw["count"], large / raw["count"]
 
 
-def _quantiles(table: pa.Table, raw: dict[str, NDArray]) -> dict[str, NDArray]:
-    if "buckets" not in table.column_names:
-        return dict.fromkeys(QUANTILES, np.full(table.num_rows, np.nan))
+def _quantiles(table: pa.Table, raw: _Raw) -> dict[str, NDArray]:
     if table.num_rows > COMPILED_ROWS:
         found = _compiled_quantiles(table, (raw["zeros"] + raw["subnormals"]).astype(np.int64))
     else:
@@ -254,9 +276,27 @@ def _compiled_quantiles(table: pa.Table, small: NDArray) -> NDArray:
     return found
 
 
-def _is_number(table: pa.Table, name: str) -> bool:
+def _column(table: pa.Table, name: str) -> NDArray:
+    """A column as numbers, or as an array of str and None."""
     kind = table.schema.field(name).type
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    if pa.types.is_dictionary(kind):
+        codes, words = codes_of(table[name])
+        return np.array([*words, None], object)[codes]
+    if pa.types.is_string(kind):
+        return table[name].to_numpy()
+    return _numbers(table, name)
+
+
+def codes_of(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """A column of strings as places in a list of words; null is -1."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    words: dict[str, int] = {}
+    codes = [np.empty(0, np.int64)]
+    for chunk in column.chunks:
+        place = np.array([*(words.setdefault(w, len(words)) for w in chunk.dictionary.to_pylist()), -1])
+        codes.append(place[chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False)])
+    return np.concatenate(codes), list(words)
 
 
 def _numbers(table: pa.Table, name: str) -> NDArray:

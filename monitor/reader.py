@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -216,6 +217,11 @@ class LogReader:
         found = self._steady(lambda: self._values(name, "step", where or {}, self._cut(name), extremes=True))
         return max(found, default=-1)
 
+    def first_of(self, name: str, column: str, where: Where) -> list[Any]:
+        """A value of a column among the rows that meet the conditions, in a list; [] when there is no row."""
+        found = self._steady(lambda: self._values(name, column, where, self._cut(name), extremes=True))
+        return found[:1]
+
     @property
     def starts(self) -> dict[int, Start]:
         """When each session began."""
@@ -247,6 +253,32 @@ class LogReader:
                 if steps:
                     starts[session] = Start(min(steps), math.nan)
         return starts
+
+    @property
+    def cut(self) -> Cut | None:
+        """Which rows count; None: all do."""
+        return self._cut("stats")
+
+    def oldest(self) -> dict[str, tuple[int, int]]:
+        """Session and capture of the first row of each writer's statistics; (0, 0) when none was removed."""
+        with self._lock:
+            live = [span for span, reader in self._wals.items() if reader.tables["stats"]]
+        found = {span.writer: (0, 0) for span in live}
+        first: dict[str, tuple[Span, Part]] = {}
+        for span, part in self._each("stats"):
+            first.setdefault(span.writer, (span, part))
+        for writer, (span, part) in first.items():
+            found[writer] = (0, 0)
+            if span.first > 1:
+                read = functools.partial(self._guarded, "stats", part)
+                sessions = [
+                    v for t in read(lambda p, g: p.values("session", {}, g, extremes=True)) for v in t
+                ]
+                where = {"session": [min(sessions, default=0)]}
+                values = functools.partial(Part.values, column="capture", where=where, extremes=True)
+                captures = [v for t in read(lambda p, g, values=values: values(p, groups=g)) for v in t]
+                found[writer] = where["session"][0], min((c for c in captures if c is not None), default=0)
+        return found
 
     def _cut(self, name: str) -> Cut | None:
         """Which rows count; None: all do."""

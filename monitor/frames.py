@@ -1,0 +1,144 @@
+"""What `Run` answers, put together from the tables of its log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .derive import codes_of, needed, stats_frame
+from .levels import factor_for, rows
+from .reader import LogReader
+from .scan import Between, Where
+
+#: What `overview` can show, and which column tells its highest value of a single capture.
+OVERVIEW = {
+    "norm": "norm_max",
+    "ratio": "ratio_max",
+    "rms": "rms",
+    "mean": "mean",
+    "std": "std",
+    "min": "max",
+    "max": "max",
+    "zeros": "zeros",
+    "nans": "nans",
+    "infs": "infs",
+}
+
+
+class Overview(NamedTuple):
+    """All tensors over all steps, in few columns.
+
+    Attributes:
+        steps, last_steps: int64 (n,), the first and the last step of each column.
+        tensors: names, in order of definition.
+        values: float64 (tensors, n), of all captures in a column together; NaN where a tensor has none.
+        highest: float64 (tensors, n), the highest value of a single capture where the log keeps it: of norm,
+            ratio and max. Counts are those of all captures. Else as `values`.
+    """
+
+    steps: NDArray[np.int64]
+    last_steps: NDArray[np.int64]
+    tensors: list[str]
+    values: NDArray[np.float64]
+    highest: NDArray[np.float64]
+
+
+def finest_table(
+    log: LogReader, columns: Sequence[str], where: Where, steps: Between | None, max_points: int | None
+) -> pa.Table:
+    """The rows of `levels.rows` that `Run.stats` shows."""
+    factor = 1 if max_points is None else factor_for(log, _probe(log, where), steps, max_points)
+    return rows(log, columns, where, factor, steps)
+
+
+def _probe(log: LogReader, where: Where) -> Where:
+    """The same of one tensor: the first one that has rows."""
+    if "tensor" in where:
+        return {**where, "tensor": list(where["tensor"])[:1]}  # type: ignore[arg-type]  # names
+    return {**where, "tensor": log.first_of("stats", "tensor", where)}
+
+
+def overview(log: LogReader, kind: str, number: str, max_points: int, order: Sequence[str]) -> Overview:
+    """See `Run.overview`. order: names in order of definition."""
+    if number not in OVERVIEW:
+        raise ValueError(f"expected one of {', '.join(OVERVIEW)}, got {number!r}: choose among them")
+    columns = [number, OVERVIEW[number]]
+    raw = list(dict.fromkeys([*needed(columns), "last_step"]))
+    table = finest_table(log, raw, {"kind": [kind]}, None, max_points)
+    frame = stats_frame(table, kind, columns)
+    codes, words = codes_of(table["tensor"])
+    present = np.unique(codes)
+    place = _places(words, order)
+    names = sorted((words[c] for c in present), key=lambda name: place[name])
+    line = np.zeros(len(words), np.int64)
+    line[[words.index(name) for name in names]] = np.arange(len(names))
+    step, last = table["step"].to_numpy(), table["last_step"].to_numpy()
+    steps, column = np.unique(step, return_inverse=True)
+    last_steps = steps.copy()
+    np.maximum.at(last_steps, column, last)
+    shown = np.full((2, len(names), len(steps)), np.nan)
+    for layer, name in enumerate(columns):
+        shown[layer, line[codes], column] = frame[name].to_numpy(np.float64)
+    return Overview(steps, last_steps, names, shown[0], shown[1])
+
+
+def _places(names: Sequence[str], order: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """What to sort names by: order of definition, then name."""
+    depth = {name: place for place, name in reversed(list(enumerate(order)))}
+    return {name: (depth.get(name, len(order)), name) for name in names}
+
+
+def by_tensor(table: pa.Table, order: Sequence[str]) -> NDArray[np.int64]:
+    """The order of rows by tensor (in order of definition), then step."""
+    codes, words = codes_of(table["tensor"])
+    place = _places(words, order)
+    rank = np.empty(len(words), np.int64)
+    rank[sorted(range(len(words)), key=lambda code: place[words[code]])] = np.arange(len(words))
+    return np.lexsort((table["step"].to_numpy(), rank[codes]))
+
+
+def sessions(log: LogReader) -> pd.DataFrame:
+    """See `Run.sessions`."""
+    starts = log.starts
+    found = []
+    for session in sorted(starts):
+        later = [starts[s].step for s in starts if s > session]
+        lost = min(later) if later else math.nan
+        found.append((session, starts[session].step, starts[session].time, lost))
+    frame = pd.DataFrame(found, columns=["session", "first_step", "time", "superseded_from"])
+    return frame.astype({"session": "int64", "first_step": "int64", "superseded_from": "Int64"})
+
+
+def found_tensors(log: LogReader) -> list[dict[str, Any]]:
+    """What the rows tell of the parameters when run.json does not, in order of name."""
+    table = log.table("stats", ["tensor", "count"], {"kind": ["weight", "initial_weight"]})
+    sizes = dict(zip(table["tensor"].to_pylist(), table["count"].to_pylist(), strict=True))
+    unknown = {"role": "unknown", "dtype": "unknown", "module_type": "unknown", "trainable": True}
+    return [
+        {
+            "tensor": name, "names": [name], "shape": [size], "elements": size,
+            "module": name.rpartition(".")[0], **unknown, "state": None,
+        }
+        for name, size in sorted(sizes.items())
+    ]  # fmt: skip
+
+
+def latest_states(log: LogReader, tensors: Sequence[str]) -> dict[str, str]:
+    """The state of each tensor in its latest row of kind weight; nearly always that of the latest capture."""
+    where: dict[str, Any] = {"kind": ["weight"]}
+    step = log.latest("stats", where)
+    states = _states(log, {**where, "step": Between(step, step)})
+    missing = [name for name in tensors if name not in states]
+    return (_states(log, {**where, "tensor": missing}) if missing else {}) | states
+
+
+def _states(log: LogReader, where: Where) -> dict[str, str]:
+    frame = log.table("stats", ["tensor", "step", "state"], where).sort_by("step").to_pandas()
+    frame = frame.dropna(subset=["state"]).drop_duplicates("tensor", keep="last")
+    return dict(zip(frame["tensor"], frame["state"], strict=True))

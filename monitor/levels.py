@@ -1,0 +1,271 @@
+"""Which roll-up levels answer a question: coarse bins where few points are wanted, finer rows at the edges.
+
+A level is named by its factor: 1 is the `stats` table, 16 and up are the roll-ups. Captures are ordinals
+within a writer and a session, its *stream*. Bins nest, and a file's name tells which it holds, so what to
+read of which level is known before anything is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .intervals import ENDLESS, EVERYTHING, Intervals, intersection, subtract, union, widened
+from .reader import LogReader
+from .rollup import roll_up
+from .scan import Between, Where, coded, encoded, select
+from .schema import FACTORS, ROLLUP, SCHEMAS, SORT_KEYS, rollup_table
+from .sessions import Cut
+
+LEVELS = (1, *FACTORS)
+Stream = tuple[str, int]  # writer, session
+Held = Mapping[int, Mapping[Stream, Intervals]]  # level -> stream -> captures
+
+#: What a row of level 1 has for the columns of a roll-up.
+_OF_ONE = {"last_step": "step", "sum_sq_min": "sum_sq", "sum_sq_max": "sum_sq"}
+
+
+def table_of(level: int) -> str:
+    return "stats" if level == 1 else rollup_table(level)
+
+
+def rows(
+    log: LogReader, columns: Sequence[str], where: Where, factor: int, steps: Between | None = None
+) -> pa.Table:
+    """Rows of `schema.ROLLUP`, one for each tensor and bin of `factor` captures; strings as dictionaries.
+
+    Bins that are not complete hold fewer captures. Where the log holds nothing finer, rows are coarser. A bin
+    that reaches into steps that a later session has done again is replaced by finer rows if there are any.
+
+    Args:
+        columns: which are wanted; session, capture, tensor and step are added.
+        where: conditions on kind and tensor. steps: only bins with a capture in this range.
+    """
+    names = list(dict.fromkeys([*columns, "tensor", "session", "capture", "step"]))
+    target = encoded(ROLLUP, names)
+    whole, partial = [target.empty_table()], []
+    for level, found in _gather(log, names, where, factor, steps):
+        (whole if level >= factor else partial).append(found.select(names).cast(target))
+    if partial:
+        whole.append(_pooled(pa.concat_tables(partial), factor).select(names).cast(target))
+    return pa.concat_tables(whole)
+
+
+def factor_for(log: LogReader, where: Where, steps: Between | None, max_points: int) -> int:
+    """The finest level with at most `max_points` rows of a tensor (and one of each session), judged by one
+    tensor."""
+    probe = _gather(log, ["captures", "session", "capture", "step"], where, LEVELS[-1], steps)
+    if not probe:
+        return 1
+    total, first, last = 0, {}, {}
+    for level, found in probe:
+        total += int(pc.sum(found["captures"]).as_py() or 0)  # type: ignore[attr-defined]
+        session = found["session"].to_numpy()
+        capture = _captures(found)
+        for s in np.unique(session):
+            here = capture[session == s]
+            end = int(here.max()) // level * level + level - 1
+            first[s] = min(int(here.min()), first.get(s, ENDLESS))
+            last[s] = max(end, last.get(s, 0))
+    for level in LEVELS:
+        bins = sum(last[s] // level - first[s] // level + 1 for s in first)
+        if (total if level == 1 else min(total, bins)) <= max_points:
+            return level
+    return LEVELS[-1]
+
+
+def _gather(
+    log: LogReader, names: Sequence[str], where: Where, factor: int, steps: Between | None
+) -> list[tuple[int, pa.Table]]:
+    """Rows of every level that is needed, each capture in one of them."""
+    while True:
+        damaged = {name for name in log.problems if name.startswith("rollup")}
+        found = _gather_once(log, names, where, factor, steps)
+        if damaged >= {name for name in log.problems if name.startswith("rollup")}:
+            return found  # else one turned out to be damaged: it is replaced by finer levels
+
+
+def _gather_once(
+    log: LogReader, names: Sequence[str], where: Where, factor: int, steps: Between | None
+) -> list[tuple[int, pa.Table]]:
+    levels = held(log)
+    if not levels:
+        return [(1, found) for _, found in _read(log, 1, None, names, where, steps)]
+    streams = {stream for level in levels.values() for stream in level}
+    coarse = {level: {} for level in LEVELS if level > factor}
+    need = {stream: _without_coarse(levels, stream, factor, coarse) for stream in streams}
+    cut = log.cut
+    found = [
+        (level, rows) for level in coarse for _, rows in _read(log, level, coarse[level], names, where, steps)
+    ]
+    for level in sorted((level for level in LEVELS if level <= factor), reverse=True):
+        here = {s: intersection(need[s], levels[level].get(s, [])) for s in streams}
+        need = {s: subtract(need[s], here[s]) for s in streams}
+        for writer, rows in _read(log, level, here, names, where, steps):
+            if level > 1 and cut is not None:
+                rows, again = _without_straddling(rows, cut, level, levels, writer)
+                need |= {s: union(need[s], bins) for s, bins in again.items()}
+            found.append((level, rows))
+    return [(level, rows) for level, rows in found if rows.num_rows]
+
+
+def held(log: LogReader) -> Held:
+    """The captures that each level holds; empty when there are no roll-ups. Damaged ones do not count."""
+    found: dict[int, dict[Stream, Intervals]] = {}
+    for level in FACTORS:
+        streams = found[level] = {}
+        for span, file in log.files(table_of(level)).items():
+            writer, _, session = span.writer.rpartition("-s")
+            if session.isdigit() and f"{table_of(level)}/{file}" not in log.problems:
+                stream = writer, int(session)
+                captures = span.first * level, (span.last + 1) * level
+                streams[stream] = union(streams.get(stream, []), [captures])
+    if not any(found.values()):
+        return {}
+    found[1] = _held_in_full(log, found[FACTORS[0]])
+    return found
+
+
+def _held_in_full(log: LogReader, bins: Mapping[Stream, Intervals]) -> dict[Stream, Intervals]:
+    """The captures of level 1: all, or those behind the bin up to which rows were removed."""
+    found: dict[Stream, Intervals] = {}
+    for writer, (session, capture) in log.oldest().items():
+        for s in range(session, max(log.starts, default=0) + 1):
+            found[writer, s] = EVERYTHING
+        if capture:
+            start = intersection(bins.get((writer, session), []), [(capture, capture + 1)])
+            first = (capture // FACTORS[0] + 1) * FACTORS[0] if start else capture
+            found[writer, session] = [(first, ENDLESS)]
+    return found
+
+
+def _without_coarse(
+    levels: Held, stream: Stream, factor: int, coarse: Mapping[int, dict[Stream, Intervals]]
+) -> Intervals:
+    """Takes what only coarser levels hold from those; returns what is left to the finer ones."""
+    missing, need = EVERYTHING, EVERYTHING
+    for level in (level for level in LEVELS if level <= factor):
+        missing = subtract(missing, levels[level].get(stream, []))
+    for level, taken in coarse.items():
+        taken[stream] = intersection(widened(missing, level), levels[level].get(stream, []))
+        missing, need = subtract(missing, taken[stream]), subtract(need, taken[stream])
+    return need
+
+
+def _read(
+    log: LogReader,
+    level: int,
+    streams: Mapping[Stream, Intervals] | None,
+    names: Sequence[str],
+    where: Where,
+    steps: Between | None,
+) -> list[tuple[str, pa.Table]]:
+    """Rows of one level by writer, of these captures of each stream (None: all), shaped as a roll-up's."""
+    wanted = [interval for found in (streams or {}).values() for interval in found]
+    if streams is not None and not wanted:
+        return []
+    conditions: dict[str, Any] = dict(where)
+    if steps is not None and level == 1:
+        conditions["step"] = steps
+    elif steps is not None:
+        conditions |= {"step": Between(None, steps.high), "last_step": Between(steps.low, None)}
+    low, high = min((p for p, _ in wanted), default=0), max((q for _, q in wanted), default=ENDLESS)
+    if low > 0 or high < ENDLESS:  # format version 1 has no captures: such rows are of a whole stream
+        conditions["capture"] = Between(low, high - 1)
+    stored = SCHEMAS[table_of(level)]
+    columns = [
+        _OF_ONE.get(n, n) if n not in stored.names else n for n in names if n != "ratio_sq_max" or level > 1
+    ]
+    if "ratio_sq_max" in names and level == 1:
+        columns += ["sum_sq", "ref_sum_sq"]
+    if level > 1:
+        columns += ["last_step"]
+    found = []
+    for name, rows in log.pieces(
+        table_of(level), list(dict.fromkeys([*columns, "session", "capture"])), conditions
+    ):
+        writer = name if level == 1 else name.rpartition("-s")[0]
+        if streams is not None:
+            rows = _of_streams(rows, writer, streams)
+        found.append((writer, rows if level > 1 else _shaped(rows, names)))
+    return found
+
+
+def _of_streams(rows: pa.Table, writer: str, streams: Mapping[Stream, Intervals]) -> pa.Table:
+    session, capture = rows["session"].to_numpy(), _captures(rows)
+    mask = np.zeros(rows.num_rows, bool)
+    for (owner, number), captures in streams.items():
+        if owner == writer:
+            for low, high in captures:
+                mask |= (session == number) & (capture >= low) & (capture < high)
+    return select(rows, mask)
+
+
+def _captures(rows: pa.Table) -> NDArray[np.int64]:
+    """Ordinals of the captures; of format version 1, which has none, of the steps."""
+    if rows["capture"].null_count == 0:
+        return rows["capture"].to_numpy()
+    missing = rows["capture"].is_null().to_numpy()
+    _, places = np.unique(rows["step"].to_numpy(), return_inverse=True)
+    return np.where(missing, places, rows["capture"].fill_null(0).to_numpy())
+
+
+def _shaped(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Rows of level 1 with the columns of a roll-up, as far as they are among `names`."""
+    for name in names:
+        if name in rows.column_names:
+            continue
+        if name == "ratio_sq_max":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = rows["sum_sq"].to_numpy() / rows["ref_sum_sq"].to_numpy()
+            column = pa.chunked_array([pa.array(ratio, mask=np.isnan(ratio))])
+        else:
+            column = rows[_OF_ONE[name]]
+        rows = rows.append_column(ROLLUP.field(name), column)
+    return rows
+
+
+def _without_straddling(
+    rows: pa.Table, cut: Cut, level: int, levels: Held, writer: str
+) -> tuple[pa.Table, dict[Stream, Intervals]]:
+    """Leaves out bins that reach into steps that were done again, if finer levels hold them; names those."""
+    session, capture = rows["session"].to_numpy(), rows["capture"].to_numpy()
+    beyond = rows["last_step"].to_numpy() >= cut.at(session)
+    again: dict[Stream, Intervals] = {}
+    mask = np.ones(rows.num_rows, bool)
+    for s in np.unique(session[beyond]):
+        stream = writer, int(s)
+        for number in np.unique(capture[beyond & (session == s)] // level):
+            interval = [(int(number) * level, (int(number) + 1) * level)]
+            left = interval
+            for finer in (finer for finer in LEVELS if finer < level):
+                left = subtract(left, levels[finer].get(stream, []))
+            if not left:
+                again[stream] = union(again.get(stream, []), interval)
+                mask &= ~((session == s) & (capture // level == number))
+    return select(rows, mask), again
+
+
+def _pooled(rows: pa.Table, factor: int) -> pa.Table:
+    """Rows finer than `factor` merged into bins; columns that they lack are null, empty or 0."""
+    rows = rows.set_column(rows.schema.get_field_index("capture"), "capture", pa.array(_captures(rows)))
+    for field in ROLLUP:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, _nothing(field, rows.num_rows))
+    plain = rows.select(ROLLUP.names).cast(ROLLUP).sort_by(SORT_KEYS["stats"])
+    return coded(roll_up(plain, factor))
+
+
+def _nothing(field: pa.Field, rows: int) -> pa.Array:
+    if field.nullable:
+        return pa.nulls(rows, field.type)
+    if pa.types.is_list(field.type):
+        return pa.ListArray.from_arrays(
+            pa.array(np.zeros(rows + 1, np.int32)), pa.array([], field.type.value_type)
+        )
+    return pa.array(np.full(rows, "" if pa.types.is_string(field.type) else 0)).cast(field.type)
