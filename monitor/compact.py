@@ -1,21 +1,26 @@
-"""Turning finished write-ahead files into Parquet parts, and merging parts.
+"""Turning finished write-ahead files into Parquet parts, rolling them up, merging them.
 
 Everything here may be interrupted at any point: files are written whole, then renamed, and only then is
-removed what they cover. Running it again finishes the work.
+removed what they cover. Running it again finishes the work. No more is held in memory than one write-ahead
+file, or a few thousand rows of each of the parts that are merged.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from .parts import open_part, write_part
-from .schema import TABLES, upgrade
+from .bins import roll_up_run, thin_out
+from .parts import sync_folder, write_part
+from .schema import SCHEMAS, TABLES
 from .spans import Span, spans
-from .wal import WalReader
+from .tiers import FAN_IN, Stop, Stopped, check, merge_parts
+from .wal import MAGIC, WalReader
 
 
 def never() -> bool:
@@ -30,77 +35,133 @@ def advance(
     session: int,
     complete: int,
     keep: str = "full",
-    stop: Callable[[], bool] = never,
+    stop: Stop = never,
 ) -> None:
-    """What a writer does in the background: its finished write-ahead files become parts.
+    """What a writer does in the background: its finished write-ahead files become parts, captures are rolled
+    up, small parts are merged, and what is not to be kept is removed.
 
     Args:
         run: the run's folder. writer: whose files; those of others are left alone.
-        segments: its write-ahead files that are finished.
-        session: the current one. complete: captures of it that are complete, which roll-ups may hold.
+        segments: its write-ahead files that are finished; with them, older ones of its earlier sessions.
+        session: the current one. complete: captures of it, from the first, that have all their rows.
         keep: "full", or "rollup": old rows are removed once a roll-up holds them.
-        stop: asked between files; true ends the work early.
+        stop: asked between files and between row groups; true ends the work early.
 
     Raises:
         OSError, pyarrow.ArrowException: nothing is lost, the next call tries again.
     """
-    for span in segments:
-        if stop():
-            return
-        compact_wal(run, span)
-
-
-def compact_wal(run: Path, span: Span) -> None:
-    """Write the Parquet parts of a finished write-ahead file, then delete it. Interruptible at any point."""
-    wal = run / "wal" / f"{span.stem}.wal"
-    if not wal.exists():  # done before: its rows are in parts that must not be written again without them
+    newest = max((s.last for s in segments), default=0)
+    try:
+        _absorb(run, writer, newest, stop)
+        roll_up_run(run, writer, {session: complete}, final=keep == "rollup", stop=stop)
+        _merge_all(run, writer, stop=stop)
+        if keep == "rollup":
+            thin_out(run, writer)
+    except Stopped:
         return
-    reader = WalReader(wal)
-    reader.read()
-    if reader.damaged:  # the file goes, what was wrong with it stays on record
-        message = f"{wal.name}: {reader.damaged} damaged bytes were skipped"
-        rows = [{"step": 0, "time": time.time(), "event": "note", "message": message, "session": 0}]
-        reader.tables["events"].append(pa.RecordBatch.from_pylist(rows, TABLES["events"]))
-    for table in TABLES:
-        write_part(run, table, span, reader.tables[table])
-    wal.unlink(missing_ok=True)
 
 
-def compact(run: Path, *, limit: int | None = None) -> int:
-    """Turn write-ahead files into Parquet and merge each table's parts into one.
+def compact(run: Path, *, limit: int | None = None, stop: Stop = never) -> int:
+    """Turn all write-ahead files of a run into Parquet, roll up, and merge each table's parts.
 
-    Only for a run that no process writes. `limit`: leave tables alone whose parts together exceed so many
-    bytes. Returns the number of files that were replaced.
+    Only for a run that no process writes. Uses less than 300 MB of memory, whatever the size of the run.
+
+    Args:
+        limit: leave parts alone that together exceed so many bytes. stop: see `advance`.
+
+    Returns:
+        The number of files that were replaced.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; nothing is lost.
     """
     replaced = 0
-    for span in list(spans(run / "wal", ".wal")):
-        compact_wal(run, span)
-        replaced += 1
-    for table in TABLES:
-        _remove_covered(run / table)
-        for writer in {s.writer for s in spans(run / table, ".parquet")}:
-            parts = {s: p for s, p in spans(run / table, ".parquet").items() if s.writer == writer}
-            size = sum(p.stat().st_size for p in parts.values())
-            if len(parts) < 2 or (limit is not None and size > limit):
-                continue
-            try:
-                batches = [b for p in parts.values() for b in _read_whole(p, table).to_batches()]
-            except (OSError, ValueError, pa.ArrowException):
-                continue  # damaged: it stays, and the reader says what is wrong with it
-            write_part(
-                run, table, Span(writer, min(s.first for s in parts), max(s.last for s in parts)), batches
-            )
-            replaced += len(parts)
-            _remove_covered(run / table)
+    found = [spans(run / folder, suffix) for folder, suffix in _folders()]
+    try:
+        for writer in sorted({span.writer for files in found for span in files}):
+            replaced += _absorb(run, writer, None, stop)
+            roll_up_run(run, writer, {}, final=_keep(run) == "rollup", stop=stop)
+            replaced += _merge_all(run, writer, limit=limit, whole=True, stop=stop)
+            if _keep(run) == "rollup":
+                thin_out(run, writer)
+    except Stopped:
+        return replaced
+    for table in SCHEMAS:
+        for leftover in (run / table).glob(".*.parquet.tmp"):
+            leftover.unlink(missing_ok=True)
     return replaced
 
 
-def _read_whole(part: Path, table: str) -> pa.Table:
-    return upgrade(open_part(part, table=table).read(), table)
+def _folders() -> list[tuple[str, str]]:
+    return [("wal", ".wal"), *((table, ".parquet") for table in TABLES)]
 
 
-def _remove_covered(folder: Path) -> None:
-    keep = set(spans(folder, ".parquet").values())
-    for path in folder.glob("*.parquet"):
-        if path not in keep and Span.of(path):
-            path.unlink(missing_ok=True)
+def _keep(run: Path) -> str:
+    try:
+        return json.loads((run / "run.json").read_text())["keep"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "full"
+
+
+def _absorb(run: Path, writer: str, newest: int | None, stop: Stop) -> int:
+    """Turn a writer's write-ahead files, up to this one, into parts; returns how many."""
+    absorbed = 0
+    for span in spans(run / "wal", ".wal"):
+        if span.writer == writer and (newest is None or span.last <= newest):
+            check(stop)
+            absorbed += compact_wal(run, span)
+            if absorbed and absorbed % FAN_IN == 0:  # so that there are never many parts to merge or roll up
+                _merge_all(run, writer, stop=stop)
+    return absorbed
+
+
+def _merge_all(run: Path, writer: str, *, limit: int | None = None, whole: bool = False, stop: Stop) -> int:
+    replaced = 0
+    for table in SCHEMAS:
+        if table in TABLES:
+            writers = [writer]
+        else:
+            writers = sorted(
+                {s.writer for s in spans(run / table, ".parquet") if s.writer.startswith(f"{writer}-s")}
+            )
+        for name in writers:
+            replaced += merge_parts(run, table, name, limit=limit, whole=whole, stop=stop)
+    return replaced
+
+
+def compact_wal(run: Path, span: Span) -> bool:
+    """Write the Parquet parts of a finished write-ahead file, then delete it. Interruptible at any point.
+
+    A file of a newer version stays as it is, one with damaged bytes is moved to `damaged/` in the end.
+
+    Returns:
+        Whether it was turned into Parquet.
+    """
+    wal = run / "wal" / f"{span.stem}.wal"
+    reader = WalReader(wal)
+    reader.read()
+    if reader.newer or not wal.exists():
+        return False
+    damaged = reader.damaged > 0 or _strange_tail(wal, reader)
+    if damaged or reader.tail:  # what was wrong with it stays on record
+        message = f"{wal.name}: {reader.damaged + reader.tail} damaged or torn bytes were skipped"
+        rows = [{"step": 0, "time": time.time(), "event": "note", "message": message, "session": 0}]
+        reader.tables["events"].append(pa.RecordBatch.from_pylist(rows, TABLES["events"]))
+    for table in TABLES:
+        if not any(part.covers(span) and part != span for part in spans(run / table, ".parquet")):
+            write_part(run, table, span, reader.tables.pop(table))
+    if damaged:
+        (run / "damaged").mkdir(exist_ok=True)
+        os.replace(wal, run / "damaged" / wal.name)
+    else:
+        wal.unlink(missing_ok=True)
+    sync_folder(wal.parent)
+    return True
+
+
+def _strange_tail(wal: Path, reader: WalReader) -> bool:
+    """Whether what follows the last whole frame is anything else than one that a killed process began."""
+    with wal.open("rb") as file:
+        file.seek(reader.offset)
+        tail = file.read(len(MAGIC))
+    return not MAGIC.startswith(tail)

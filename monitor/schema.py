@@ -142,7 +142,7 @@ Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 def upgrade(rows: Rows, name: str) -> Rows:
     """Rows of format version 1, or as they are given to the writer, in today's schema of this table."""
-    for field in _WRITTEN[name]:
+    for field in _WRITTEN.get(name, []):
         if field.name not in rows.schema.names:
             empty = pa.nulls(rows.num_rows, field.type)
             rows = rows.append_column(field, empty if field.nullable else empty.fill_null(0))

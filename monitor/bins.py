@@ -1,0 +1,144 @@
+"""The roll-ups of a run: writing them as captures come in, and removing what a coarser level holds.
+
+Level f has one row for each tensor and bin of f captures of one writer and session: bin = capture // f. Each
+level is made from the one before. The files of a level are named after the bins they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .parts import PartWriter
+from .rollup import bin_starts, roll_up
+from .schema import FACTORS, rollup_table
+from .spans import Span, spans
+from .tiers import FULL_CAPTURES, Part, Stop, UnreadableError, check, parts_of, remove, sorted_rows
+
+#: With keep="rollup": rows of a level that are kept, in captures or bins.
+KEPT = 2048
+_LEVELS = ("stats", *(rollup_table(factor) for factor in FACTORS))
+#: How many rows of a level the next one merges.
+_STEP = 16
+
+
+def roll_up_run(run: Path, writer: str, complete: Mapping[int, int], *, final: bool, stop: Stop) -> None:
+    """Write the bins that are complete and not written yet, of all levels and sessions of a writer.
+
+    Args:
+        complete: session -> captures, from the first, that have all their rows; of other sessions all have.
+        final: write also the last, partial bins of sessions that later ones followed.
+
+    Raises:
+        Stopped, OSError: nothing is lost.
+    """
+    parts = parts_of(run, "stats", writer)
+    ends: dict[int, int] = {}
+    for part in parts:
+        for session, (_, last) in part.captures.items():
+            ends[session] = max(ends.get(session, 0), last + 1)
+    sessions = sorted({*ends, *_sessions(run, writer)})
+    for session in sessions:
+        over = final and session < max([*sessions, *complete])
+        known = ends.get(session, 0)
+        available = min(known, complete.get(session, known))
+        for level in range(1, len(_LEVELS)):
+            count = available // _STEP + (over and available % _STEP > 0)
+            available = _fill(run, writer, session, level, count, stop)
+
+
+def _sessions(run: Path, writer: str) -> Iterator[int]:
+    for span in spans(run / _LEVELS[1], ".parquet"):
+        name, found, session = span.writer.rpartition("-s")
+        if found and name == writer and session.isdigit():
+            yield int(session)
+
+
+def _written(run: Path, writer: str, session: int, level: int) -> int:
+    """Bins of a level, from the first, that are on disk."""
+    name = f"{writer}-s{session}"
+    return max((s.last + 1 for s in spans(run / _LEVELS[level], ".parquet") if s.writer == name), default=0)
+
+
+def _fill(run: Path, writer: str, session: int, level: int, count: int, stop: Stop) -> int:
+    """Write bins up to `count`, as far as they are missing; returns how many there are."""
+    done = _written(run, writer, session, level)
+    while done < count:
+        upto = min(count, done + FULL_CAPTURES // _STEP)
+        try:
+            _write_bins(run, Span(f"{writer}-s{session}", done, upto - 1), level, stop)
+        except UnreadableError:
+            continue  # once more, without the damaged part
+        done = upto
+    return done
+
+
+def _write_bins(run: Path, bins: Span, level: int, stop: Stop) -> None:
+    writer, _, session = bins.writer.rpartition("-s")
+    factor = FACTORS[level - 1]
+    first, last = bins.first * factor, (bins.last + 1) * factor - 1
+    if level == 1:
+        parts = [p for p in parts_of(run, "stats", writer) if _overlap(p, int(session), first, last)]
+    else:
+        low, high = bins.first * _STEP, (bins.last + 1) * _STEP - 1
+        finer = parts_of(run, _LEVELS[level - 1], bins.writer)
+        parts = [p for p in finer if p.usable and p.span.first <= high and p.span.last >= low]
+    folder = run / _LEVELS[level]
+    folder.mkdir(exist_ok=True)
+    held: list[pa.Table] = []  # of the bin that is not whole yet
+    chosen = (
+        (pc.field("session") == int(session)) & (pc.field("capture") >= first) & (pc.field("capture") <= last)
+    )
+    with PartWriter(folder / f"{bins.stem}.parquet", folder.name) as out:
+        for rows in sorted_rows(parts, _LEVELS[level - 1]):
+            check(stop)
+            wanted = rows.filter(chosen)
+            if wanted.num_rows:
+                wanted = pa.concat_tables([*held, wanted])
+                begun = int(bin_starts(wanted, factor)[-2])
+                out.write(roll_up(wanted.slice(0, begun), factor))
+                held = [wanted.slice(begun)]
+        for rest in held:
+            out.write(roll_up(rest, factor))
+
+
+def _overlap(part: Part, session: int, first: int, last: int) -> bool:
+    begin, end = part.captures.get(session, (0, -1))
+    return part.usable and begin <= last and end >= first
+
+
+def thin_out(run: Path, writer: str) -> None:
+    """Remove the oldest parts of a level that the next one holds; the newest `KEPT` captures or bins stay."""
+    _thin_level(parts_of(run, "stats", writer), run, writer, 0)
+    for level in range(1, len(FACTORS)):
+        parts = [
+            part
+            for session in sorted(set(_sessions(run, writer)))
+            for part in parts_of(run, _LEVELS[level], f"{writer}-s{session}")
+        ]
+        _thin_level(parts, run, writer, level)
+
+
+def _thin_level(parts: list[Part], run: Path, writer: str, level: int) -> None:
+    newer = sum(part.width for part in parts)
+    removed = []
+    for part in parts:
+        newer -= part.width
+        if not part.usable or not part.captures:
+            continue
+        if newer < KEPT or not _held(part, run, writer, level):
+            break
+        removed.append(part.path)
+    remove(iter(removed))
+
+
+def _held(part: Part, run: Path, writer: str, level: int) -> bool:
+    """Whether the next level holds all of a part."""
+    if level == 0:
+        ends = {session: last for session, (_, last) in part.captures.items()}
+    else:
+        ends = {int(part.span.writer.rpartition("-s")[2]): part.span.last}
+    return all(_written(run, writer, session, level + 1) * _STEP > last for session, last in ends.items())
