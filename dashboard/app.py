@@ -52,14 +52,14 @@ class _Page(Dash):
 <body data-ag-theme-mode="{theme}">{parts["app_entry"]}<footer>{scripts}</footer></body></html>"""
 
 
-def create_app(root: Path, host: str = "127.0.0.1") -> Dash:
+def create_app(root: str | Path, host: str = "127.0.0.1") -> Dash:
     """The dashboard over the runs at or below `root`, ready for any WSGI server (`app.server`).
 
     Args:
-        root: a folder of runs, or one run.
+        root: a folder of runs, or one run; or the URL of such a place on an object store.
         host: the address it will be served on; requests for other host names are refused.
     """
-    library = Library(Path(root))
+    library = Library(root)
     app = _Page(
         "layerwatch",
         assets_folder=str(Path(__file__).parent / "assets"),
@@ -79,7 +79,7 @@ def create_app(root: Path, host: str = "127.0.0.1") -> Dash:
     return app
 
 
-def serve(root: Path, host: str = "127.0.0.1", port: int = 8050) -> None:
+def serve(root: str | Path, host: str = "127.0.0.1", port: int = 8050) -> None:
     """Serve the dashboard until interrupted; prints its address once it listens.
 
     Raises:

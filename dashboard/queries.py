@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..monitor import Run, RunError
-from ..monitor.runs import run_folders
+from ..monitor import Run, RunError, StoreError
+from ..monitor.runs import each, run_folders
+from ..monitor.store import store_of
 
 if TYPE_CHECKING:
     from ..monitor.findings import Finding
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 3.0  # a new run appears after so long
 REFRESH_SECONDS = 0.5  # one look at a run's files serves every request in this time
+REMOTE = 10  # times as long on an object store, where every look is a request that is paid for
 MEMO_ENTRIES = 96
 Result = TypeVar("Result")
 
@@ -53,31 +55,42 @@ class Judgement:
 
 
 class Library:
-    """Every run at or below `root`, by its path relative to it. Safe to use from several threads.
+    """Every run at or below `root`, a folder or a URL, by its path relative to it. Safe to use from several
+    threads.
 
     A name from a URL is looked up among the folders that were found, never joined to a path.
     """
 
-    def __init__(self, root: Path):
-        self.root = Path(root).resolve()
+    def __init__(self, root: str | Path):
+        local = isinstance(root, Path) or "://" not in root
+        self._store = store_of(Path(root).resolve() if local else root)
+        self.root = self._store.url
+        self._patience = 1 if local else REMOTE
         self._lock = threading.RLock()
         self._runs: dict[str, Run] = {}
         self._broken: dict[str, str] = {}
         self._scanned = float("-inf")
+        self._fault: StoreError | None = None
         self._refreshed: dict[str, float] = {}
         self._judged: dict[str, Judgement] = {}
         self._pending: dict[
             str, Future[Judgement]
         ] = {}  # in the order of the wish: the latest is served first
         self._judge = ThreadPoolExecutor(1, thread_name_prefix="layerwatch-judge")
-        self._judges: OrderedDict[Path, Run] = OrderedDict()
+        self._judges: OrderedDict[str, Run] = OrderedDict()
         self._memo: OrderedDict[Hashable, Any] = OrderedDict()
 
     def runs(self) -> dict[str, Run]:
-        """Name -> run, newest first."""
+        """Name -> run, newest first.
+
+        Raises:
+            StoreError: the object store cannot be read, and never could.
+        """
         with self._lock:
-            if time.monotonic() - self._scanned > SCAN_SECONDS:
+            if time.monotonic() - self._scanned > SCAN_SECONDS * self._patience:
                 self._scan()
+            if self._fault and not self._runs:
+                raise self._fault
             return dict(self._runs)
 
     def broken(self) -> dict[str, str]:
@@ -103,7 +116,7 @@ class Library:
                 reason or f"There is no run named {name!r} in {self.root}. The Runs page lists what is there."
             )
         now = time.monotonic()
-        if now - self._refreshed.get(name, float("-inf")) > REFRESH_SECONDS:
+        if now - self._refreshed.get(name, float("-inf")) > REFRESH_SECONDS * self._patience:
             self._refreshed[name] = now
             run.refresh()
         return run
@@ -140,7 +153,7 @@ class Library:
 
     def memo(self, run: Run, key: Hashable, make: Callable[[], Result]) -> Result:
         """`make()`, remembered until the run grows. The least recently used answers are forgotten."""
-        full = (str(run.path), run.fingerprint(), key)
+        full = (run.url, run.fingerprint(), key)
         with self._lock:
             if full in self._memo:
                 self._memo.move_to_end(full)
@@ -154,17 +167,25 @@ class Library:
 
     def _scan(self) -> None:
         """Look for run folders. Known runs keep their object, and with it what they have read."""
+        self._scanned = time.monotonic()
+        try:
+            folders, self._fault = run_folders(self._store), None
+        except StoreError as fault:  # what is known stays; a later scan may do better
+            self._fault, self._broken = fault, {self.root: str(fault)}
+            return
         runs, broken = {}, {}
-        for folder in run_folders(self.root):
-            name = folder.relative_to(self.root).as_posix() if folder != self.root else self.root.name
-            try:
-                runs[name] = self._runs.get(name) or Run(folder)
-            except (RunError, OSError) as error:
-                broken[name] = str(error)
+        for folder, found in zip(folders, each(self._store, folders, self._opened), strict=True):
+            (runs if isinstance(found, Run) else broken)[folder or self._store.name] = found
         newest = sorted(runs, key=lambda name: -float(runs[name].info.get("created") or 0))
         self._runs = {name: runs[name] for name in newest}
         self._broken = broken
-        self._scanned = time.monotonic()
+
+    def _opened(self, folder: str) -> Run | str:
+        """A run, or what is wrong with it."""
+        try:
+            return self._runs.get(folder or self._store.name) or Run(self._store.at(folder).url)
+        except (RunError, OSError) as error:
+            return str(error)
 
     def _judge_latest(self) -> None:
         """Judge the run that was asked for last: somebody waits for it, the others are rows of a table."""
@@ -172,29 +193,27 @@ class Library:
             if not self._pending:
                 return
             name = next(reversed(self._pending))
-            future, path = (
-                self._pending[name],
-                self._runs[name].path if name in self._runs else self.root / name,
-            )
-        result = self._find(path)
+            future, run = self._pending[name], self._runs.get(name)
+            url = run.url if run else self._store.at(name).url
+        result = self._find(url)
         with self._lock:
             self._judged[name] = result
             self._pending.pop(name, None)
         future.set_result(result)
 
-    def _find(self, path: Path) -> Judgement:
+    def _find(self, url: str) -> Judgement:
         """Judge a run on a reader of its own, because a reader is locked while its detectors work."""
         began, stamp = time.monotonic(), ""
         try:
-            judge = self._judges.pop(path, None) or Run(path)
-            self._judges[path] = judge
+            judge = self._judges.pop(url, None) or Run(url)
+            self._judges[url] = judge
             if len(self._judges) > 3:
                 self._judges.popitem(last=False)
             judge.refresh()
             stamp = judge.fingerprint()
             return Judgement(stamp, judge.findings(), judge.notes(), again=_later(began))
         except Exception as error:  # a detector may raise anything; the page must still open
-            log.exception("the detectors failed on %s", path)
+            log.exception("the detectors failed on %s", url)
             return Judgement(stamp, error=f"{type(error).__name__}: {error}", again=_later(began))
 
 

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         "layerwatch dashboard runs --port 8050",
     )
     dashboard.add_argument(
-        "dir", nargs="?", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)"
+        "dir", nargs="?", default="runs", help="folder of runs, or s3://bucket/ (default: %(default)s)"
     )
     dashboard.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     dashboard.add_argument("--port", type=int, default=8050, help="port to listen at (default: %(default)s)")
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         "check", "say what is wrong with runs, in which layer, since which step and what to do",
         "layerwatch check runs/exp1 --fail-on critical",
     )  # fmt: skip
-    check.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    check.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or their URLs")
     check.add_argument(
         "--baseline",
         nargs="+",
@@ -70,14 +70,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     runs = command("runs", "list the runs below a folder", "layerwatch runs runs")
     runs.add_argument(
-        "dir", nargs="?", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)"
+        "dir", nargs="?", default="runs", help="folder of runs, or s3://bucket/ (default: %(default)s)"
     )
 
     export = command(
         "export", "write a run as one tidy table: one row per step, tensor and kind",
         "layerwatch export runs/exp1 exp1.parquet --kind gradient --tensor 'layers\\.0' --steps 100:2000",
     )  # fmt: skip
-    export.add_argument("run", metavar="RUN", help="run folder")
+    export.add_argument("run", metavar="RUN", help="run folder, or its URL")
     export.add_argument("out", metavar="OUT", help="file to write: .parquet or .csv")
     export.add_argument(
         "--steps", type=_steps, metavar="FIRST:LAST", help="only these, both included; either may be left out"
@@ -103,6 +103,13 @@ def build_parser() -> argparse.ArgumentParser:
         "layerwatch compact runs/exp1",
     )  # fmt: skip
     compact.add_argument("run", metavar="RUN", help="run folder that no process writes")
+
+    upload = command(
+        "upload", "send what a killed or offline training has left to send to its object store",
+        "layerwatch upload s3://bucket/exp1",
+    )  # fmt: skip
+    upload.add_argument("url", metavar="URL", nargs="?", help="as given to watch(run=...); none: all of them")
+    upload.add_argument("--to", metavar="URL", help="send it to another place, where there is no run yet")
 
     tensorboard = command(
         "import-tensorboard", "make runs of TensorBoard's event files: scalars and histograms",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import sys
 import time
@@ -40,11 +39,16 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def dashboard(options: argparse.Namespace) -> int:
-    if options.dir.exists() and not options.dir.is_dir():
+    from .monitor.store import store_of
+
+    root = store_of(options.dir)
+    if root.path is None:
+        root.list()  # better now than in the browser: the bucket, the credentials
+    elif root.path.exists() and not root.path.is_dir():
         raise ValueError(
             f"expected a folder of runs, but {options.dir} is a file: give the folder above the runs"
         )
-    if not options.dir.exists():
+    elif not root.path.exists():
         raise ValueError(
             f"expected a folder of runs, but {options.dir} does not exist: "
             "check the path, or train with watch(...)"
@@ -104,8 +108,10 @@ def runs(options: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from .monitor import scan_runs
+    from .monitor.store import store_of
 
     runs, broken = scan_runs(options.dir)
+    root = store_of(options.dir).url
     table = _table("run", "health", "state", "step", "age", "train_loss", "val_loss")
     for run in runs:
         alarms = [f for f in run.findings() if f.severity != "info"]
@@ -113,10 +119,8 @@ def runs(options: argparse.Namespace) -> int:
         state = "live" if run.live else "closed" if run.info.get("closed") else "interrupted"
         age = _age(time.time() - float(run.info.get("created") or 0))
         losses = [_latest(run, name) for name in ("train_loss", "val_loss")]
-        name = os.path.relpath(run.path, options.dir)
-        table.add_row(
-            escape(run.name if name == "." else name), health, state, str(run.last_step), age, *losses
-        )
+        name = run.url.removeprefix(root).strip("/") or run.name
+        table.add_row(escape(name), health, state, str(run.last_step), age, *losses)
     _say(table if runs else escape(f"No runs below {options.dir}."))
     for folder, problem in broken.items():
         print(f"{folder}: {problem}", file=sys.stderr)
@@ -139,10 +143,36 @@ def compact(options: argparse.Namespace) -> int:
     from .monitor import compact as tidy_up
 
     run = _open(options.run)
+    if run.url != str(run.path):
+        raise RunError(
+            f"expected a local run folder, got {options.run}: runs on object stores are compacted before "
+            "they are sent"
+        )
     if run.live:
         raise RunError(f"{options.run} is still being written: wait until its training has ended")
     print(f"{options.run}: {tidy_up(run.path)} files replaced")
     return 0
+
+
+def upload(options: argparse.Namespace) -> int:
+    from .monitor import RunError
+    from .monitor.spool import send_spool, spool_root, spooled
+
+    if options.to and not options.url:
+        raise RunError("expected the URL of one run with --to: give it first")
+    urls = [options.url] if options.url else spooled()
+    if not urls:
+        print(f"nothing is left to send in {spool_root()}")
+    failed = 0
+    for url in urls:
+        try:
+            print(f"{options.to or url}: {send_spool(url, options.to)} files sent", flush=True)
+        except RunError as error:
+            if options.url:
+                raise
+            failed = 2
+            print(f"{url}: {' '.join(str(error).split())}", file=sys.stderr)
+    return failed
 
 
 def import_tensorboard(options: argparse.Namespace) -> int:

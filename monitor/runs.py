@@ -1,43 +1,63 @@
-"""Many runs below one folder."""
+"""Many runs below one folder or one prefix of an object store."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from .errors import RunError
 from .run import Run
+from .store import Store, store_of
 
-#: Folders of a run itself: nothing below them is a run.
-_INSIDE = {"wal", "stats", "values", "scalars", "events"}
-
-
-def run_folders(root: str | Path) -> list[Path]:
-    """Every folder at or below `root` that holds a run.json, in order of path."""
-    found = []
-    for folder, names, files in os.walk(Path(root), followlinks=False):
-        if "run.json" in files:
-            found.append(Path(folder))
-            names[:] = [n for n in names if n not in _INSIDE]
-        names[:] = sorted(n for n in names if not n.startswith("."))
-    return found
+#: So many runs are opened at a time where each takes several round trips.
+TOGETHER = 8
+Result = TypeVar("Result")
 
 
-def scan_runs(root: str | Path) -> tuple[list[Run], dict[Path, str]]:
-    """Every run below `root`, newest first, and what is wrong with those that cannot be opened.
+def run_folders(store: Store) -> list[str]:
+    """Every folder at or below the store that holds a run.json, in order; "" is the store itself.
 
     Raises:
-        RunError: `root` is no folder.
+        StoreError: the object store cannot be read.
     """
-    if not Path(root).is_dir():
+    store.refresh()
+    return store.folders_with("run.json")
+
+
+def scan_runs(root: str | Path) -> tuple[list[Run], dict[str, str]]:
+    """Every run below `root`, newest first; and, by path or URL, what is wrong with the others.
+
+    Raises:
+        RunError: `root` is no folder. StoreError: its object store cannot be read.
+    """
+    store = store_of(root)
+    if store.path is not None and not store.path.is_dir():
         raise RunError(f"expected a folder that holds runs, but {root} is none: check the path")
+    urls = [store.at(folder).url for folder in run_folders(store)]
     runs, broken = [], {}
-    for folder in run_folders(root):
-        try:
-            runs.append(Run(folder))
-        except RunError as error:
-            broken[folder] = str(error)
+    for url, opened in zip(urls, each(store, urls, _try), strict=True):
+        if isinstance(opened, Run):
+            runs.append(opened)
+        else:
+            broken[url] = opened
     return sorted(runs, key=lambda r: -float(r.info.get("created") or 0)), broken
+
+
+def _try(url: str) -> Run | str:
+    try:
+        return Run(url)
+    except RunError as error:
+        return str(error)
+
+
+def each(store: Store, items: Iterable[str], work: Callable[[str], Result]) -> list[Result]:
+    """`work` of each item, several at a time where the store is remote."""
+    if store.path is not None:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(TOGETHER, thread_name_prefix="layerwatch-open") as pool:
+        return list(pool.map(work, items))
 
 
 def open_runs(root: str | Path) -> list[Run]:
