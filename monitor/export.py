@@ -27,7 +27,7 @@ from .schema import KINDS
 
 SUFFIXES = (".parquet", ".csv")
 #: Rows of the log that are in memory at once; of histograms, each of which becomes some fifty.
-PIECE, HISTOGRAMS_PIECE = 30_000, 2_000
+PIECE, HISTOGRAMS_PIECE = 24_000, 2_000
 #: Kinds that have rows of their own. Drift is told on the rows of the weights.
 EXPORTED = tuple(kind for kind in KINDS if kind != "drift")
 
@@ -195,15 +195,14 @@ def _portions(
         batch = tensors[done : done + together]
         where = {"kind": [kind], "tensor": batch, "step": steps}
         found = np.sort(run._log.table("stats", ["step"], where)["step"].to_numpy())
-        if found.size > limit and len(batch) > 1:
-            together //= 2
+        together = max(1, limit * len(batch) // max(found.size, 1))
+        if together < len(batch):
             continue
         if found.size:
             bounds = np.unique([found[0], *found[limit::limit], found[-1] + 1]).tolist()
             for low, high in itertools.pairwise(bounds):
                 yield {**where, "step": Between(low, high - 1)}
         done += len(batch)
-        together *= 2
 
 
 def _stats(run: Run, kind: str, where: dict[str, Any]) -> pa.Table:
