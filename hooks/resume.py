@@ -41,11 +41,11 @@ def steps_made(optimizers: Sequence[Optimizer]) -> int | None:
     return max(counts, default=None)
 
 
-def first_step(run: Path, resume: Resume, optimizers: Sequence[Optimizer]) -> tuple[int, str | None]:
+def first_step(run: Path | str, resume: Resume, optimizers: Sequence[Optimizer]) -> tuple[int, str | None]:
     """The step at which a training goes on, and what is to be noted about it.
 
     Args:
-        run: the folder of a run. resume: True, or the step itself.
+        run: where it is. resume: True, or the step itself.
         optimizers: with the state of the checkpoint.
 
     A step that a loss scaler skipped is a step of the log, but not of the optimizer's counter.
@@ -71,7 +71,9 @@ def first_step(run: Path, resume: Resume, optimizers: Sequence[Optimizer]) -> tu
     return after_last, f"the optimizer has made {made} steps, of which the log knows {counted}"
 
 
-def starts(run: Path, resume: Resume, step: int, optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
+def starts(
+    run: Path | str, resume: Resume, step: int, optimizers: Sequence[Optimizer]
+) -> list[dict[str, Any]]:
     """Where every start of the training began, this one last: for the next one."""
     try:
         before = [] if resume is False else Run(run).info.get("starts", [])

@@ -26,21 +26,21 @@ class Terminable(Protocol):
         ...
 
 
-_open: weakref.WeakSet[Terminable] = weakref.WeakSet()
+_open: weakref.WeakKeyDictionary[Terminable, float] = weakref.WeakKeyDictionary()
 _installed = False
 #: The signal has come.
 asked = False
 
 
-def listen(watcher: Terminable) -> None:
-    """Finish this log when the process is asked to end."""
-    _open.add(watcher)
+def listen(watcher: Terminable, grace: float) -> None:
+    """Finish this log, in so many seconds, when the process is asked to end."""
+    _open[watcher] = grace
     _install()
 
 
 def unlisten(watcher: Terminable) -> None:
     """Not any more."""
-    _open.discard(watcher)
+    _open.pop(watcher, None)
 
 
 def go_on() -> None:
@@ -79,7 +79,7 @@ def _leave_to_parent() -> None:
 def _end_in_time(read: int) -> None:
     while signal.SIGTERM not in os.read(read, 1):
         pass
-    threading.Event().wait(GRACE_SECONDS)
+    threading.Event().wait(max(_open.values(), default=GRACE_SECONDS))
     ctypes.pythonapi.PyOS_setsig(int(signal.SIGTERM), None)  # `signal.signal` is for the main thread only
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..monitor import LogWriter, RunError
 from .cadence import Cadence, Every
 from .checkpoint import Source, load_state
 from .environment import describe_environment, describe_optimizers
+from .place import Place
 from .reference import Reference
 from .resume import check, first_step, starts
 from .settings import Settings
@@ -118,14 +117,11 @@ def watch(
         anchors=anchored,
         step_norms=step_norms,
     )
-    path = Path(run) if run is not None else _new_run()
-    if "://" in str(run):
-        raise RunError(
-            f"expected a local folder for the run, got {str(run)!r}: object stores are not supported yet"
-        )
+    writes, resumes = _rank() == 0, resume is not False  # 0 is the number of a step
+    place = Place.of(run, resume=resumes, writes=writes)
     modules = list(leaf_modules(models)) if activations else []
     info = {
-        "name": path.name,
+        "name": place.name,
         **describe_environment(),
         "config": {str(name): value for name, value in (config or {}).items()},
         "model": [type(m).__name__ for m in models],
@@ -138,21 +134,18 @@ def watch(
         "modules": [{"module": name, "type": type(m).__name__} for name, m in modules],
         "notes": _notes(models, tensors, activations),
     }
-    if _rank() != 0:
-        info["notes"].append("this is not rank 0: nothing is logged from here")
     refuse_a_second(tensors)
-    if _rank() != 0:
-        return Watcher(None, path, models, tensors, optimizers, cadence, settings, on_finding, 0)
-    resumes = resume is not False  # 0 is the number of a step
-    start, note = first_step(path, resume, optimizers) if resumes else (0, None)
+    if not writes:
+        return Watcher(None, place, models, tensors, optimizers, cadence, settings, on_finding, 0)
+    start, note = first_step(place.source, resume, optimizers) if resumes else (0, None)
     info["notes"] += [note] if note else []
     if start and reference == "start":
         info["notes"].append(
             f"resumed at step {start}: drift from there on is measured from the weights at that step"
         )
-    info["starts"] = starts(path, resume, start, optimizers)
-    log = LogWriter(path, info, resume=resumes, keep=keep, sync_seconds=sync_seconds)
-    return Watcher(log, path, models, tensors, optimizers, cadence, settings, on_finding, start)
+    info["starts"] = starts(place.source, resume, start, optimizers)
+    log = place.writer(info, resume=resumes, keep=keep, sync_seconds=sync_seconds)
+    return Watcher(log, place, models, tensors, optimizers, cadence, settings, on_finding, start)
 
 
 def _models(model: Models) -> list[nn.Module]:
@@ -226,9 +219,3 @@ def _rank() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     return int(os.environ.get("RANK", "0") or 0)
-
-
-def _new_run() -> Path:
-    stamp = time.strftime("%Y-%m-%d-%H%M%S")
-    numbers = (Path("runs") / (stamp if i == 0 else f"{stamp}-{i}") for i in range(int(1e6)))
-    return next(path for path in numbers if not path.exists())

@@ -19,6 +19,7 @@ from .cadence import Cadence
 from .follower import Follower
 from .guard import Guard
 from .live import LiveCheck
+from .place import Place
 from .scalars import number
 from .settings import Settings
 from .statistics import warm_up
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("layerwatch")
 
+#: What a run on an object store may take to be sent when the process is asked to end, in seconds.
+UPLOAD_GRACE = 20.0
 #: Names under which the training loss is logged.
 LOSSES = ("train_loss", "loss")
 
@@ -45,11 +48,11 @@ class Watcher:
     """
 
     def __init__(
-        self, log: LogWriter | None, run: Path, models: list[nn.Module], tensors: Sequence[WatchedTensor],
+        self, log: LogWriter | None, place: Place, models: list[nn.Module], tensors: Sequence[WatchedTensor],
         optimizers: list[Optimizer], cadence: Cadence, settings: Settings,
         on_finding: Callable[[Finding], None] | None, first_step: int,
     ) -> None:  # fmt: skip
-        self.run = run
+        self.run = place.shown
         self._tensors, self._cadence, self._log = tensors, cadence, log
         self._first_step = first_step
         self._open = log is not None
@@ -57,7 +60,8 @@ class Watcher:
         if log is None:
             return
         warm_up()
-        self._live = LiveCheck(run, on_finding)
+        self._uploader = place.uploader()
+        self._live = LiveCheck(place.folder, on_finding)
         self._follower = Follower(
             log, models, tensors, optimizers, cadence, settings, self._guard, self._live, first_step
         )
@@ -66,7 +70,7 @@ class Watcher:
         log.update_info(kernels=which, notes=[*log.info["notes"], *why])
         log.begin(first_step)
         atexit.register(self.close)
-        termination.listen(self)
+        termination.listen(self, UPLOAD_GRACE if self._uploader else termination.GRACE_SECONDS)
 
     @property
     def step(self) -> int:
@@ -92,7 +96,8 @@ class Watcher:
             logger.warning("not every hook could be removed: %r", other)
         logger.warning("layerwatch stopped watching %s after an error; training goes on: %r", self.run, error)
         try:
-            with (self.run / "errors.log").open("a") as file:
+            folder = self._log.path if self._log else Path()
+            with (folder / "errors.log").open("a") as file:
                 file.write(f"step {self.step}\n{traceback.format_exc()}\n")
             if self._log is not None:
                 self._log.event(self.step, "error", f"watching stopped: {error!r}; see errors.log")
@@ -140,6 +145,7 @@ class Watcher:
             self._log.close()
         except Exception as error:  # the rows are in the write-ahead files, and stay there
             self._fail(error)
+        self._send()
         self._live.report()
 
     def terminate(self) -> bool:
@@ -154,10 +160,20 @@ class Watcher:
             self._follower.recorder.close()
             self._follower.scalars.flush(wait=True)
             self._log.event(self.step, "close", f"SIGTERM; {self._cadence.words()}")
-            self._log.close(quick=True)
+            self._log.close(quick=self._uploader is None)
+            self._send(UPLOAD_GRACE - 2.0)
         except Exception as error:  # what is in the write-ahead files stays there
             logger.warning("the log of %s was not finished: %r", self.run, error)
         return True
+
+    def _send(self, timeout: float = 60.0) -> None:
+        """Of a run on an object store: what is left."""
+        left = self._uploader.close(timeout) if self._uploader else []
+        if left:
+            logger.warning(
+                "%d files of %s could not be sent and are kept: `layerwatch upload %s` sends them",
+                len(left), self.run, self.run,
+            )  # fmt: skip
 
     def __enter__(self) -> Watcher:
         return self

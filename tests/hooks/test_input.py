@@ -73,7 +73,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "an empty reference": (trying(reference={}), ValueError, "maps names to tensors, got none"),
     "keep": (trying(keep="some"), ValueError, 'expected keep="full"'),
     "drift_limit": (trying(drift_limit=-1.0), ValueError, "drift_limit above 0"),
-    "an object store": (trying(run="s3://bucket/run"), RunError, "local folder.*not supported"),
+    "a store of no known kind": (trying(run="ftps://bucket/run"), RunError, "ftps"),
     "config": (trying(config="lr=0.1"), TypeError, "config as a mapping, got str"),
 }
 

@@ -84,7 +84,7 @@ def column(run: Run, kind: str, name: str, tensor: str) -> dict[int, Any]:
 
 def failures(watcher: Watcher) -> str:
     """What errors.log holds: empty when nothing went wrong."""
-    path = watcher.run / "errors.log"
+    path = Path(watcher.run) / "errors.log"
     return path.read_text() if path.exists() else ""
 
 
