@@ -14,6 +14,7 @@ from trainings import batch, loss_of
 from layerwatch import Run, watch
 from layerwatch.hooks import cadence as cadence_module
 from layerwatch.hooks.cadence import Cadence
+from layerwatch.monitor import LogWriter
 
 
 class Clock:
@@ -221,3 +222,53 @@ def test_auto_on_a_real_loop_stays_near_its_budget(tmp_path: Path) -> None:
     assert captures.iloc[-1] > steps / 2
     assert overhead < 0.10
     assert run.scalars("overhead")["value"].iloc[-1] == pytest.approx(overhead, abs=0.05)
+
+
+# The log as a limit -----------------------------------------------------------------------------------------
+
+
+def test_what_other_threads_take_counts(clock: Clock) -> None:
+    """Compaction beside the training is paid from the same budget."""
+    alone, beside = Cadence("auto", 0.02), Cadence("auto", 0.02)
+    few: list[int] = []
+    captured = clock.training(alone, 4000, 0.01, 0.002)
+    assert alone.overhead == pytest.approx(0.02, rel=0.1)
+    total = 0.0
+    for number in range(4000):
+        if beside.wants(number):
+            total += 0.006  # for each capture three times what it took itself
+            beside.worked_beside(total)
+        few += clock.training(beside, 1, 0.01, 0.002, first=number)
+    assert beside.overhead == pytest.approx(0.02, rel=0.1)
+    assert len(captured) / len(few) == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("every", [1, "auto"])
+def test_steps_for_which_the_log_has_no_room_are_not_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int | str
+) -> None:
+    """They cost nothing: no copy of a weight, no hook on a module."""
+    asked: list[int] = []
+
+    def has_room(self: LogWriter, step: int) -> bool:
+        asked.append(step)
+        return not 4 <= step <= 9
+
+    monkeypatch.setattr(LogWriter, "has_room", has_room)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    hooked = {}
+    with watch(model, optimizer, run=tmp_path / "run", every=every, budget=0.9) as watcher:
+        for _ in range(14):
+            loss = model(torch.randn(4, 8)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            hooked[watcher.step + 1] = bool(model[0]._forward_hooks)
+    run = Run(tmp_path / "run")
+    for kind in ("weight", "gradient", "update", "activation"):
+        steps = set(run.stats(kind)["step"])
+        assert not steps & set(range(4, 10)), kind
+        assert {0, 1, 2, 3, 10} <= steps or every == "auto", kind
+    assert not any(hooked[step] for step in range(4, 10))
+    assert set(range(4, 10)) <= set(asked)
