@@ -231,10 +231,10 @@ def open_part(
     """
     file = pa.OSFile(str(source), "rb") if isinstance(source, Path) else source
     head = file.read_at(4 + _HEAD.size, 0)
-    checked = head[4:8] == _MAGIC
+    checked = _Checked(file, head) if head[4:8] == _MAGIC else None
     try:
         part = pq.ParquetFile(
-            pa.PythonFile(_Checked(file, head), mode="r") if checked else file,
+            pa.PythonFile(checked, mode="r") if checked else file,
             page_checksum_verification=True,
             read_dictionary=[*encoded] or None,
             metadata=footer,
@@ -250,6 +250,8 @@ def open_part(
     plain = pa.schema([f.with_type(_decoded(f.type)) for f in schema])
     if not upgrade(plain.empty_table(), table).schema.equals(SCHEMAS[table]):
         raise DamagedError(f"expected the columns of {table}, found {', '.join(schema.names)}")
+    if checked:
+        checked.opened = True
     return part
 
 
@@ -263,6 +265,8 @@ class _Checked:
     def __init__(self, file: pa.NativeFile, head: bytes) -> None:
         self._file, self._position, self.closed = file, 0, False
         self._size = file.size()
+        #: Until then only the footer is of interest, but Parquet's reader takes more of the file's end.
+        self.opened = False
         _, checksum, length = _HEAD.unpack_from(head.ljust(4 + _HEAD.size), 4)
         self._tail_at = self._size - length
         self._tail = file.read_at(length, self._tail_at) if 8 < length <= self._size else b""
@@ -285,6 +289,8 @@ class _Checked:
         if start >= self._tail_at:
             return self._tail[start - self._tail_at :][:size]
         data = self._file.read_at(size, start)
+        if not self.opened:
+            return data
         first = int(np.searchsorted(self._ends, start, side="right"))
         for place in range(first, int(np.searchsorted(self._starts, start + size))):
             self._check(place, data, start)

@@ -352,7 +352,7 @@ class LogReader:
         if isinstance(explained, (FileNotFoundError, StoreError)):
             raise explained
         with self._lock:
-            self._damaged[part.name] = f"damaged and skipped: {_line(error)}"
+            self._damaged[part.name] = f"skipped: {_line(error)}"
 
     def _live(self, name: str) -> list[tuple[str, pa.Table]]:
         """The rows of write-ahead files that no part holds, by writer."""

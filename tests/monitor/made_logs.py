@@ -92,3 +92,33 @@ def assert_complete(path: Path, steps: int) -> None:
     assert run.scalars("train_loss")["step"].tolist() == list(range(steps))
     assert run.values("0.bias")[0].tolist() == list(range(steps))
     assert (run.events()["event"] == "note").sum() == steps
+
+
+def restarted_run(path: Path, *, first: int = 40, again_from: int = 30, upto: int = 60) -> Path:
+    """A run of two sessions: the first one closed, the second one killed. Its rows lie in Parquet parts, in
+    roll-ups and in a write-ahead file; the steps from `again_from` on were done twice."""
+    make_session(LogWriter(path, info()), range(first)).close()
+    log = LogWriter(path, info(), resume=True)
+    make_session(log, range(again_from, upto), scale=2.0)
+    log.close(quick=True)
+    return path
+
+
+def make_session(log: LogWriter, steps: range, scale: float = 1.0) -> LogWriter:
+    """Captures with weights, updates and values; every capture is written at once."""
+    log.begin(steps[0])
+    for step in steps:
+        when = START + step * PERIOD
+        rows = []
+        for tensor in TENSORS:
+            before, after = values_at(step, tensor), scale * values_at(step + 1, tensor)
+            pair = {"dot": float(before @ (after - before)), "ref_sum_sq": float(before @ before), "lost": 1}
+            rows += [
+                row(step, tensor, "weight", summarise(after)),
+                row(step, tensor, "update", summarise(after - before), **pair),
+            ]
+        with log.together():
+            log.stats(pa.RecordBatch.from_pylist(rows, STATS))
+            log.values([(step, when, "0.bias", "weight", values_at(step, "0.bias"))])
+            log.scalars(step, when, {"train_loss": scale / (1 + step), "lr": 0.1})
+    return log
