@@ -22,7 +22,7 @@ from layerwatch import Run, watch
 from layerwatch.cli import build_parser, main
 from layerwatch.monitor.log import write_json
 
-COMMANDS = ("demo", "dashboard", "check", "runs", "export", "compact", "import-tensorboard")
+COMMANDS = ("demo", "dashboard", "check", "runs", "export", "compact", "upload", "import-tensorboard")
 FINDING = {"run", "problem", "severity", "layers", "first_step", "last_step", "summary", "evidence", "advice"}
 
 
