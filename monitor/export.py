@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,23 +21,31 @@ import pyarrow.parquet as pq
 
 from .derive import COMMON, EXTRA, columns_of, drift_frame, histogram_frame, needed, stats_frame
 from .errors import RunError
+from .frames import by_tensor
+from .levels import rows
 from .run import Run
 from .scan import Between
-from .schema import KINDS
+from .schema import KINDS, ROLLUPS
 
 SUFFIXES = (".parquet", ".csv")
 #: Rows of the log that are in memory at once; of histograms, each of which becomes some fifty.
-PIECE, HISTOGRAMS_PIECE = 24_000, 2_000
+PIECE, HISTOGRAMS_PIECE = 12_000, 2_000
 #: Kinds that have rows of their own. Drift is told on the rows of the weights.
 EXPORTED = tuple(kind for kind in KINDS if kind != "drift")
 
 _DRIFT = ["relative_l2", "cosine", "sign_flips"]
-_ORDER = ["step", "tensor", "kind", *COMMON, *(c for extra in EXTRA.values() for c in extra), *_DRIFT]
+_DRIFT_NEEDS = [
+    "step", "time", "tensor", "captures", "count", "sum_sq", "ref_sum_sq", "dot", "residual_sq", "sign_flips",
+]  # fmt: skip
+_ORDER = [
+    "step", "tensor", "kind", *COMMON, *(name for extra in EXTRA.values() for name in extra), *_DRIFT,
+    "last_step", "captures",
+]  # fmt: skip
 _TEXT = ("tensor", "kind", "state", "stage", "name")
 #: Whole numbers; those that do not apply to a kind are empty there.
 _WHOLE = (
     "step", "count", "zeros", "subnormals", "nans", "infs", "lost", "samples", "units", "active_units",
-    "sign_flips",
+    "sign_flips", "last_step", "captures",
 )  # fmt: skip
 
 
@@ -106,8 +114,10 @@ def export(
             found in the names of the wanted tensors. kinds: only these.
         table: "stats" has a row for each step, tensor and kind, with every statistic of `Run.stats` (empty
             where it does not apply), and relative_l2, cosine and sign_flips of `Run.drift` on the rows of
-            weights. "scalars" has a row for each number: step, time, name, value; `tensor` chooses names.
-            "histograms" has a row for each non-empty bucket: step, tensor, kind, low, high, count.
+            weights. `captures` and `last_step` tell rows that hold several captures, as `keep="rollup"`
+            leaves of old ones. "scalars" has a row for each number: step, time, name, value; `tensor`
+            chooses names. "histograms" has a row for each non-empty bucket: step, tensor, kind, low, high,
+            count.
 
     Memory stays bounded whatever the size of the run. Rows come by kind, tensor in order of definition, step.
 
@@ -127,7 +137,7 @@ def export(
     if table == "scalars" and kinds:
         raise RunError("expected no kind with scalars, which have none: leave out --kind, or --scalars")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    pieces, rows = _pieces(run, filters, table), 0
+    pieces, written = _pieces(run, filters, table), 0
     first = next(pieces, None)
     if first is None:
         raise RunError(_why_empty(run, filters, table))
@@ -135,7 +145,7 @@ def export(
         with _writer(temporary, target.suffix, schema) as file:
             for piece in itertools.chain([first], pieces):
                 file.write_table(piece)
-                rows += piece.num_rows
+                written += piece.num_rows
         os.replace(temporary, target)
     except OSError as error:
         raise RunError(
@@ -143,7 +153,7 @@ def export(
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return rows
+    return written
 
 
 @contextlib.contextmanager
@@ -172,71 +182,64 @@ def _pieces(run: Run, filters: _Filters, table: str) -> Iterator[pa.Table]:
         return
     make = _histograms if table == "histograms" else _stats
     limit = HISTOGRAMS_PIECE if table == "histograms" else PIECE
-    tensors = filters.matching(_in_order(run, run._log.distinct("stats", "tensor")))
+    tensors = filters.matching(_tensors(run))
     for kind in [k for k in run.kinds() if k in (filters.kinds or EXPORTED)]:
-        for where in _portions(run, kind, tensors, filters.steps, limit):
-            yield make(run, kind, where)
+        for where, steps in _portions(run, kind, tensors, filters.steps, limit):
+            yield make(run, kind, where, steps)
+            pa.default_memory_pool().release_unused()
 
 
-def _in_order(run: Run, tensors: Iterable[str]) -> list[str]:
-    """By definition; what is not described comes last, by name."""
-    described = [e["tensor"] for e in run.info.get("tensors", [])]
-    described += [e["module"] for e in run.info.get("modules", [])]
-    depth = {name: place for place, name in reversed(list(enumerate(described)))}
-    return sorted(tensors, key=lambda name: (depth.get(name, len(depth)), name))
+def _tensors(run: Run) -> list[str]:
+    """In order of definition; what is not described comes last, by name."""
+    depth = {name: place for place, name in reversed(list(enumerate(run._names())))}
+    there = set().union(*(run._log.distinct(table, "tensor") for table in ("stats", *ROLLUPS)))
+    return sorted(there, key=lambda name: (depth.get(name, len(depth)), name))
 
 
 def _portions(
     run: Run, kind: str, tensors: Sequence[str], steps: Between, limit: int
-) -> Iterator[dict[str, Any]]:
-    """Conditions that take in all rows of a kind, in order, each at most about `limit` of them."""
+) -> Iterator[tuple[dict[str, Any], Between]]:
+    """Conditions that take in all rows of a kind, in order, and the steps of these rows, each at most about
+    `limit` rows."""
     done, together = 0, 1
     while done < len(tensors):
         batch = tensors[done : done + together]
-        where = {"kind": [kind], "tensor": batch, "step": steps}
-        found = np.sort(run._log.table("stats", ["step"], where)["step"].to_numpy())
+        where = {"kind": [kind], "tensor": batch}
+        found = np.sort(rows(run._log, ["step"], where, 1, steps)["step"].to_numpy())
         together = max(1, limit * len(batch) // max(found.size, 1))
         if together < len(batch):
             continue
         if found.size:
             bounds = np.unique([found[0], *found[limit::limit], found[-1] + 1]).tolist()
             for low, high in itertools.pairwise(bounds):
-                yield {**where, "step": Between(low, high - 1)}
+                yield where, Between(low, high - 1)
         done += len(batch)
 
 
-def _stats(run: Run, kind: str, where: dict[str, Any]) -> pa.Table:
-    rows = run._log.table("stats", needed(columns_of(kind)), where)
-    frame = stats_frame(rows, kind).assign(kind=kind)
+def _read(run: Run, columns: Sequence[str], where: dict[str, Any], steps: Between) -> pa.Table:
+    """The rows whose first step is one of these, by tensor, then step."""
+    found = rows(run._log, columns, where, 1, steps)
+    order = by_tensor(found, where["tensor"])
+    step = found["step"].to_numpy()[order]
+    return found.take(order[(step >= (steps.low or 0)) & (step <= (steps.high or 0))])
+
+
+def _stats(run: Run, kind: str, where: dict[str, Any], steps: Between) -> pa.Table:
+    columns = [*columns_of(kind), "last_step", "captures"]
+    frame = stats_frame(_read(run, needed(columns), where, steps), kind, columns).assign(kind=kind)
     if kind == "weight":
-        names = (
-            "step",
-            "time",
-            "tensor",
-            "count",
-            "sum_sq",
-            "ref_sum_sq",
-            "dot",
-            "residual_sq",
-            "sign_flips",
-        )
-        drift = drift_frame(run._log.table("stats", names, {**where, "kind": ["drift"]}))
+        drift = drift_frame(_read(run, _DRIFT_NEEDS, {**where, "kind": ["drift"]}, steps))
         frame = frame.merge(drift[["step", "tensor", *_DRIFT]], "left", ["step", "tensor"])
-    return _table(_sorted(frame, where).reindex(columns=TABLES["stats"].names), "stats")
+    return _table(frame.reindex(columns=TABLES["stats"].names), "stats")
 
 
-def _histograms(run: Run, kind: str, where: dict[str, Any]) -> pa.Table:
-    rows = run._log.table("stats", ["step", "tensor", "zeros", "subnormals", "buckets", "counts"], where)
-    frames = []
-    for tensor in where["tensor"]:
-        mine = rows.filter(pc.field("tensor") == tensor).sort_by("step")
-        frames.append(histogram_frame(mine).assign(tensor=tensor, kind=kind))
-    return _table(pd.concat(frames, ignore_index=True)[TABLES["histograms"].names], "histograms")
-
-
-def _sorted(frame: pd.DataFrame, where: dict[str, Any]) -> pd.DataFrame:
-    place = {tensor: n for n, tensor in enumerate(where["tensor"])}
-    return frame.iloc[np.lexsort((frame["step"], frame["tensor"].map(place)))]
+def _histograms(run: Run, kind: str, where: dict[str, Any], steps: Between) -> pa.Table:
+    found = _read(run, ["step", "tensor", "zeros", "subnormals", "buckets", "counts"], where, steps)
+    frames = [
+        histogram_frame(found.filter(pc.field("tensor") == tensor)).assign(tensor=tensor, kind=kind)
+        for tensor in where["tensor"]
+    ]
+    return _table(pd.concat(frames, ignore_index=True), "histograms")
 
 
 def _table(frame: pd.DataFrame, table: str) -> pa.Table:
@@ -247,15 +250,15 @@ def _table(frame: pd.DataFrame, table: str) -> pa.Table:
 
 def _scalars(run: Run, filters: _Filters) -> Iterator[pa.Table]:
     for name in filters.matching(run.scalar_names()):
-        rows = run._log.table("scalars", TABLES["scalars"].names, {"name": [name], "step": filters.steps})
-        if len(rows):
-            yield rows.sort_by([("step", "ascending"), ("time", "ascending")]).cast(TABLES["scalars"])
+        found = run._log.table("scalars", TABLES["scalars"].names, {"name": [name], "step": filters.steps})
+        if len(found):
+            yield found.sort_by([("step", "ascending"), ("time", "ascending")]).cast(TABLES["scalars"])
 
 
 def _why_empty(run: Run, filters: _Filters, table: str) -> str:
     """Which filter has taken everything."""
     source = "scalars" if table == "scalars" else "stats"
-    what, names = "tensor", sorted(run._log.distinct("stats", "tensor"))
+    what, names = "tensor", _tensors(run)
     if source == "scalars":
         what, names = "scalar", run.scalar_names()
     if not names:
