@@ -59,19 +59,20 @@ def rows(
 def factor_for(log: LogReader, where: Where, steps: Between | None, max_points: int) -> int:
     """The finest level with at most `max_points` rows of a tensor (and one of each session), judged by one
     tensor."""
-    probe = _gather(log, ["captures", "session", "capture", "step"], where, LEVELS[-1], steps)
-    if not probe:
-        return 1
-    total, first, last = 0, {}, {}
+    names = ["captures", "session", "capture", "step"]
+    probe = _gather(log, names, where, LEVELS[-1], steps)
+    rough = max((level for level, _ in probe), default=1)
+    if rough > 1 and 0 < _captures_in(probe) - max_points <= 2 * rough:
+        probe = _gather(log, names, where, 1, steps)  # bins reach out of the range on both sides
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
     for level, found in probe:
-        total += int(pc.sum(found["captures"]).as_py() or 0)  # type: ignore[attr-defined]
-        session = found["session"].to_numpy()
-        capture = _captures(found)
+        session, capture = found["session"].to_numpy(), _captures(found)
         for s in np.unique(session):
             here = capture[session == s]
-            end = int(here.max()) // level * level + level - 1
             first[s] = min(int(here.min()), first.get(s, ENDLESS))
-            last[s] = max(end, last.get(s, 0))
+            last[s] = max(int(here.max()) // level * level + level - 1, last.get(s, 0))
+    total = _captures_in(probe)
     for level in LEVELS:
         bins = sum(last[s] // level - first[s] // level + 1 for s in first)
         if (total if level == 1 else min(total, bins)) <= max_points:
@@ -79,15 +80,19 @@ def factor_for(log: LogReader, where: Where, steps: Between | None, max_points: 
     return LEVELS[-1]
 
 
+def _captures_in(gathered: list[tuple[int, pa.Table]]) -> int:
+    return sum(int(pc.sum(found["captures"]).as_py() or 0) for _, found in gathered)  # type: ignore[attr-defined]
+
+
 def _gather(
     log: LogReader, names: Sequence[str], where: Where, factor: int, steps: Between | None
 ) -> list[tuple[int, pa.Table]]:
     """Rows of every level that is needed, each capture in one of them."""
     while True:
-        damaged = {name for name in log.problems if name.startswith("rollup")}
+        known = log.problems
         found = _gather_once(log, names, where, factor, steps)
-        if damaged >= {name for name in log.problems if name.startswith("rollup")}:
-            return found  # else one turned out to be damaged: it is replaced by finer levels
+        if log.problems == known:
+            return found  # else a file turned out to be damaged: other levels may hold its captures
 
 
 def _gather_once(
@@ -104,7 +109,8 @@ def _gather_once(
         (level, rows) for level in coarse for _, rows in _read(log, level, coarse[level], names, where, steps)
     ]
     for level in sorted((level for level in LEVELS if level <= factor), reverse=True):
-        here = {s: intersection(need[s], levels[level].get(s, [])) for s in streams}
+        # What is left in the end is read of level 1 whatever is said to be there: of damaged parts, the rest.
+        here = {s: intersection(need[s], levels[level].get(s, [])) if level > 1 else need[s] for s in streams}
         need = {s: subtract(need[s], here[s]) for s in streams}
         for writer, rows in _read(log, level, here, names, where, steps):
             if level > 1 and cut is not None:
@@ -132,16 +138,23 @@ def held(log: LogReader) -> Held:
 
 
 def _held_in_full(log: LogReader, bins: Mapping[Stream, Intervals]) -> dict[Stream, Intervals]:
-    """The captures of level 1: all, or those behind the bin up to which rows were removed."""
+    """The captures of level 1. Where rows before or behind were removed, the bin in between is rolled up."""
     found: dict[Stream, Intervals] = {}
-    for writer, (session, capture) in log.oldest().items():
-        for s in range(session, max(log.starts, default=0) + 1):
-            found[writer, s] = EVERYTHING
-        if capture:
-            start = intersection(bins.get((writer, session), []), [(capture, capture + 1)])
-            first = (capture // FACTORS[0] + 1) * FACTORS[0] if start else capture
-            found[writer, session] = [(first, ENDLESS)]
-    return found
+    latest = max(log.starts, default=0)
+    for writer, stretches in log.ranges("stats").items():
+        for first, last in stretches:
+            for session in range(first[0] if first else 0, (last[0] if last else latest) + 1):
+                stream = writer, session
+                low = first[1] if first and session == first[0] else 0
+                high = last[1] + 1 if last and session == last[0] else ENDLESS
+                found[stream] = union(found.get(stream, []), [(low, high)])
+    return {stream: subtract(there, _edges(there, bins.get(stream, []))) for stream, there in found.items()}
+
+
+def _edges(there: Intervals, bins: Intervals) -> Intervals:
+    """The bins that hold the first or last capture of a stretch: some of their rows may be gone."""
+    ends = [x for low, high in there for x in (low, high - 1) if 0 < x < ENDLESS - 1]
+    return intersection(widened([(x, x + 1) for x in ends], FACTORS[0]), bins)
 
 
 def _without_coarse(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import threading
 import time
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import RunError, StoreError
+from .parts import captures_of
 from .scan import Between, Part, Where, coded, encoded, keep
 from .schema import ROLLUPS, SCHEMA_VERSION, SCHEMAS, TABLES
 from .sessions import Cut, Start
@@ -25,6 +25,7 @@ from .wal import WalReader
 #: A frame that is being written is whole after this many seconds; what is not by then was torn.
 TORN_SECONDS = 0.02
 Answer = TypeVar("Answer")
+Position = tuple[int, int]  # session, capture
 
 
 class LogReader:
@@ -49,6 +50,7 @@ class LogReader:
         self._misplaced: dict[str, str] = {}
         self._unreadable: dict[str, str] = {}
         self._damaged: dict[str, str] = {}
+        self._lost: set[str] = set()  # damaged parts of which nothing can be read
         #: Grows whenever something new was seen.
         self.generation = 0
         self.refresh()
@@ -259,26 +261,49 @@ class LogReader:
         """Which rows count; None: all do."""
         return self._cut("stats")
 
-    def oldest(self) -> dict[str, tuple[int, int]]:
-        """Session and capture of the first row of each writer's statistics; (0, 0) when none was removed."""
+    def ranges(self, name: str) -> dict[str, list[tuple[Position | None, Position | None]]]:
+        """For each writer the stretches of its log that are there: the first and the last capture of each.
+
+        There is one stretch unless parts were removed or are damaged. None instead of a position: from the
+        beginning, or as far as anything was written.
+        """
+        return self._steady(
+            lambda: {w: self._stretches(name, w, files) for w, files in self._by_writer(name)}
+        )
+
+    def _by_writer(self, name: str) -> list[tuple[str, dict[Span, Part | None]]]:
+        """The files of each writer in order; no part for a write-ahead file."""
         with self._lock:
-            live = [span for span, reader in self._wals.items() if reader.tables["stats"]]
-        found = {span.writer: (0, 0) for span in live}
-        first: dict[str, tuple[Span, Part]] = {}
-        for span, part in self._each("stats"):
-            first.setdefault(span.writer, (span, part))
-        for writer, (span, part) in first.items():
-            found[writer] = (0, 0)
-            if span.first > 1:
-                read = functools.partial(self._guarded, "stats", part)
-                sessions = [
-                    v for t in read(lambda p, g: p.values("session", {}, g, extremes=True)) for v in t
-                ]
-                where = {"session": [min(sessions, default=0)]}
-                values = functools.partial(Part.values, column="capture", where=where, extremes=True)
-                captures = [v for t in read(lambda p, g, values=values: values(p, groups=g)) for v in t]
-                found[writer] = where["session"][0], min((c for c in captures if c is not None), default=0)
+            live: list[tuple[Span, Part | None]] = [
+                (span, None) for span, reader in self._wals.items() if reader.tables[name]
+            ]
+        files: dict[str, dict[Span, Part | None]] = {}
+        for span, part in [*self._each(name), *live]:
+            if part is None or part.name not in self._lost:
+                files.setdefault(span.writer, {})[span] = part
+        return list(files.items())
+
+    def _stretches(
+        self, name: str, writer: str, files: dict[Span, Part | None]
+    ) -> list[tuple[Position | None, Position | None]]:
+        ordered = sorted(files)
+        ends = [i for i in range(1, len(ordered)) if ordered[i].first > ordered[i - 1].last + 1]
+        found = []
+        for begin, end in zip([0, *ends], [*ends, len(ordered)], strict=True):
+            some = ordered[begin:end]
+            first = None if some[0].first <= 1 else self._position(name, [files[s] for s in some], 0)
+            last = None if end == len(ordered) else self._position(name, [files[s] for s in some[::-1]], 1)
+            found.append((first, last))
         return found
+
+    def _position(self, name: str, parts: Sequence[Part | None], end: int) -> Position | None:
+        """The first (0) or last (1) capture of the first of these parts that holds any."""
+        for part in parts:
+            captures = part and self._guarded(name, part, lambda p, _: captures_of(p.footer))
+            if captures and captures[0]:
+                session = (min, max)[end](captures[0])
+                return session, captures[0][session][end]
+        return None
 
     def _cut(self, name: str) -> Cut | None:
         """Which rows count; None: all do."""
@@ -341,8 +366,12 @@ class LogReader:
         except Exception as error:  # whatever damaged bytes make of Parquet's decoder
             self._note(name, part, error)
         found = []
-        with contextlib.suppress(Exception):
-            for group in range(part.groups):
+        try:
+            groups = part.groups
+        except Exception:  # not even its footer
+            self._lost.add(part.name)
+        else:
+            for group in range(groups):
                 with contextlib.suppress(Exception):
                     found.append(read(part, [group]))
         return found

@@ -334,7 +334,8 @@ class Run:
         A unit of an activation is active when its output was not zero for some sample; a unit of a gradient
         when some element of its row of the weight received a nonzero gradient.
         """
-        rows = self._rows(kind, tensor, ["step", "units", "active"]).sort_by("step").to_pandas().dropna()
+        columns = ["step", "units", "active"]
+        rows = self._rows(kind, tensor, columns).select(columns).sort_by("step").to_pandas().dropna()
         if rows.empty:
             return np.empty(0, np.int64), np.empty((0, 0), bool)
         units = int(rows["units"].iloc[-1])
