@@ -16,12 +16,14 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from .blocks import BlockFile, Blocks
 from .errors import StoreError
 from .store import INSIDE, Store
 
 #: A connection that is not made, or a transfer that stands still for so long, has failed (seconds).
 CONNECT_SECONDS, STALLED_SECONDS = 5.0, 15.0
 ATTEMPTS = 2
+_blocks = Blocks()
 S3_OPTIONS = ("endpoint_override", "region", "scheme")
 _CHUNK = 8 << 20
 #: Error codes of S3 -> what to say. They do not pass by waiting.
@@ -74,7 +76,8 @@ class RemoteStore(Store):
         self._address = address
         self.url, self.name = address.url, posixpath.basename(address.place)
         self._fs, self._root = opened or _open(address)
-        self._listing: dict[str, dict[str, int]] | None = None
+        self._listing: dict[str, dict[str, fs.FileInfo]] | None = None
+        self._opened: dict[str, tuple[fs.FileInfo, pa.NativeFile]] = {}  # parts, connected to
         self._changes: dict[str, tuple[float | None, float]] = {}  # name -> time, when to ask again
 
     def at(self, folder: str) -> Store:
@@ -87,17 +90,17 @@ class RemoteStore(Store):
         self._listing = None
 
     def list(self, folder: str = "") -> dict[str, int]:
-        return dict(self._all().get(folder, {}))
+        return {name: info.size for name, info in self._all().get(folder, {}).items()}
 
-    def _all(self) -> dict[str, dict[str, int]]:
-        """Folder -> file name -> bytes, of everything at or below this prefix."""
+    def _all(self) -> dict[str, dict[str, fs.FileInfo]]:
+        """Folder -> file name -> what is known of it, of everything at or below this prefix."""
         if self._listing is None:
-            listing: dict[str, dict[str, int]] = {}
+            listing: dict[str, dict[str, fs.FileInfo]] = {}
             for info in self._look():
                 name = info.path[len(self._root) :].lstrip("/")
                 if info.type == fs.FileType.File and not any(p.startswith(".") for p in name.split("/")):
                     folder, _, base = name.rpartition("/")
-                    listing.setdefault(folder, {})[base] = info.size
+                    listing.setdefault(folder, {})[base] = info
             self._listing = listing
             return listing
         return self._listing
@@ -124,14 +127,30 @@ class RemoteStore(Store):
 
     def read(self, name: str) -> bytes:
         try:
-            with self.open(name) as file:
+            with self._connected(name) as file:
                 return file.read()
         except (OSError, pa.ArrowException) as error:
             raise self.explained(name, error) from None
 
     def open(self, name: str) -> pa.NativeFile:
+        """Parts, which never change, are read in blocks that stay in memory."""
+        folder, _, base = name.rpartition("/")
+        info = self._all().get(folder, {}).get(base) if base.endswith(".parquet") else None
+        if info is None:
+            return self._connected(name)
+        content = (self.url, name, info.size, info.mtime_ns)
+        part = BlockFile(content, info.size, lambda: self._once_connected(name, info), _blocks)
+        return pa.PythonFile(part, mode="r")
+
+    def _connected(self, name: str) -> pa.NativeFile:
         with self._translated():
             return self._fs.open_input_file(self._key(name))
+
+    def _once_connected(self, name: str, info: fs.FileInfo) -> pa.NativeFile:
+        known = self._opened.get(name)
+        if known is None or known[0] != info:
+            known = self._opened[name] = info, self._connected(name)
+        return known[1]
 
     def folders_with(self, name: str) -> list[str]:
         found: list[str] = []

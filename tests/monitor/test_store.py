@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from layerwatch.monitor.blocks import BLOCK, BlockFile, Blocks
 from layerwatch.monitor.errors import StoreError
 from layerwatch.monitor.remote import RemoteStore
 from layerwatch.monitor.store import Store, store_of
@@ -112,6 +116,53 @@ def test_files_are_stored_whole_and_removed(bucket: RemoteStore, tmp_path: Path)
     with pytest.raises(OSError, match="AWS Error") as caught:
         file.read(10)
     assert isinstance(bucket.explained("stats/big", caught.value), FileNotFoundError)
+
+
+def test_parts_are_read_in_blocks_that_stay(bucket: RemoteStore, object_server: ObjectServer) -> None:
+    content = np.random.default_rng(0).bytes(5 * BLOCK + 1000)
+    bucket.put("stats/r0-000001.parquet", content)
+    before = object_server.requests()
+
+    def read(start: int, size: int) -> int:
+        """Is it right? How many requests there were since the file was stored."""
+        with bucket.open("stats/r0-000001.parquet") as file:
+            assert file.size() == len(content)
+            assert file.read_at(size, start) == content[start : start + size]
+        return (object_server.requests() - before).total()
+
+    assert read(10, 20) == 3  # listing, size, block
+    assert read(BLOCK - 5, 5) == 3
+    assert read(BLOCK - 5, 10) == 4
+    assert read(0, 4 * BLOCK) == 5  # what is missing at once
+    assert read(0, len(content)) == 6
+    bucket.put("stats/r0-000001.parquet", content[::-1])  # of the same size
+    bucket.refresh()
+    with bucket.open("stats/r0-000001.parquet") as file:
+        assert file.read_at(9, 0) == content[::-1][:9]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_file_of_blocks_reads_as_a_file(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerwatch.monitor.blocks.BLOCK", 16)
+    random = np.random.default_rng(seed)
+    content = random.bytes(int(random.integers(1, 200)))
+    blocks = Blocks(limit=64)
+    for _ in range(50):
+        file = BlockFile("a", len(content), lambda: pa.BufferReader(content), blocks)
+        plain = io.BytesIO(content)
+        for _ in range(5):
+            start, size = map(int, random.integers(0, 220, 2))
+            assert file.seek(start) == plain.seek(start)
+            assert file.read(size) == plain.read(size)
+        file.seek(0)
+        assert file.read() == content
+        assert sum(map(len, blocks._blocks.values())) <= 64
+
+
+def test_a_part_that_is_shorter_than_listed_is_no_silent_success() -> None:
+    file = BlockFile("a", 100, lambda: pa.BufferReader(b"short"), Blocks())
+    with pytest.raises(OSError, match="expected 100 bytes from 0 on, got 5"):
+        file.read(10)
 
 
 def test_what_is_wrong_is_said_soon_and_without_secrets(
