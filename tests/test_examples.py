@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.object_server import ObjectServer
+
 RunExample = Callable[..., str]
 
 
@@ -66,3 +68,12 @@ def test_gan_records_both_models_in_one_run_and_counts_a_batch_as_a_step(run_exa
     assert "steps 0 to 299, losses critic_loss, generator_loss" in output
     assert output.count("weight") == 4
     assert output.count("bias") == 4
+
+
+def test_a_run_on_an_object_store_is_read_back(run_example: RunExample, object_server: ObjectServer) -> None:
+    bucket = object_server.make_bucket()
+    output = run_example("object_store.py", f"{bucket}/exp1")
+    first, last = re.findall(rf"^{bucket}/exp1: 200 steps, loss (\S+) to (\S+)$", output, re.MULTILINE)[0]
+    assert float(last) < float(first) / 2
+    assert output.count("199 ") == 1
+    assert "critical" not in output
