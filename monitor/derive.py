@@ -81,7 +81,7 @@ class _Raw:
         self.table = table
         self._kept: dict[str, Any] = {}
 
-    def __getitem__(self, name: str) -> NDArray:
+    def __getitem__(self, name: str) -> Any:
         return self._once(name, lambda: _column(self.table, name))
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -276,14 +276,11 @@ def _compiled_quantiles(table: pa.Table, small: NDArray) -> NDArray:
     return found
 
 
-def _column(table: pa.Table, name: str) -> NDArray:
-    """A column as numbers, or as an array of str and None."""
+def _column(table: pa.Table, name: str) -> Any:
+    """A column as an array of numbers, or as a series of strings."""
     kind = table.schema.field(name).type
-    if pa.types.is_dictionary(kind):
-        codes, words = codes_of(table[name])
-        return np.array([*words, None], object)[codes]
-    if pa.types.is_string(kind):
-        return table[name].to_numpy()
+    if pa.types.is_dictionary(kind) or pa.types.is_string(kind):
+        return table[name].cast(pa.string()).to_pandas()
     return _numbers(table, name)
 
 
