@@ -6,17 +6,16 @@ level is made from the one before. The files of a level are named after the bins
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .parts import PartWriter
 from .rollup import bin_starts, roll_up
 from .schema import FACTORS, rollup_table
 from .spans import Span, spans
-from .tiers import FULL_CAPTURES, Part, Stop, UnreadableError, check, parts_of, remove, sorted_rows
+from .tiers import FAN_IN, FULL_CAPTURES, Part, Stop, UnreadableError, check, parts_of, remove, sorted_rows
 
 #: With keep="rollup": rows of a level that are kept, in captures or bins.
 KEPT = 2048
@@ -67,35 +66,45 @@ def _fill(run: Path, writer: str, session: int, level: int, count: int, stop: St
     """Write bins up to `count`, as far as they are missing; returns how many there are."""
     done = _written(run, writer, session, level)
     while done < count:
-        upto = min(count, done + FULL_CAPTURES // _STEP)
+        bins = Span(f"{writer}-s{session}", done, min(count, done + FULL_CAPTURES // _STEP) - 1)
+        while len(parts := _finer_parts(run, bins, level)) > FAN_IN and bins.last > done:
+            bins = bins._replace(last=(done + bins.last) // 2)  # few at once need little memory
         try:
-            _write_bins(run, Span(f"{writer}-s{session}", done, upto - 1), level, stop)
+            _write_bins(run, bins, level, parts, stop)
         except UnreadableError:
             continue  # once more, without the damaged part
-        done = upto
+        done = bins.last + 1
     return done
 
 
-def _write_bins(run: Path, bins: Span, level: int, stop: Stop) -> None:
-    writer, _, session = bins.writer.rpartition("-s")
+def _captures(bins: Span, level: int) -> tuple[int, int]:
     factor = FACTORS[level - 1]
-    first, last = bins.first * factor, (bins.last + 1) * factor - 1
-    if level == 1:
-        parts = [p for p in parts_of(run, "stats", writer) if _overlap(p, int(session), first, last)]
-    else:
-        low, high = bins.first * _STEP, (bins.last + 1) * _STEP - 1
-        finer = parts_of(run, _LEVELS[level - 1], bins.writer)
-        parts = [p for p in finer if p.usable and p.span.first <= high and p.span.last >= low]
+    return bins.first * factor, (bins.last + 1) * factor - 1
+
+
+def _finer_parts(run: Path, bins: Span, level: int) -> list[Part]:
+    """The parts of the level before that hold captures of these bins."""
+    writer, _, session = bins.writer.rpartition("-s")
+    name = writer if level == 1 else bins.writer
+    first, last = _captures(bins, level)
+    found = []
+    for part in parts_of(run, _LEVELS[level - 1], name):
+        begin, end = part.captures.get(int(session), (0, -1))
+        if part.usable and begin <= last and end >= first:
+            found.append(part)
+    return found
+
+
+def _write_bins(run: Path, bins: Span, level: int, parts: Sequence[Part], stop: Stop) -> None:
+    session, factor = int(bins.writer.rpartition("-s")[2]), FACTORS[level - 1]
+    first, last = _captures(bins, level)
     folder = run / _LEVELS[level]
     folder.mkdir(exist_ok=True)
     held: list[pa.Table] = []  # of the bin that is not whole yet
-    chosen = (
-        (pc.field("session") == int(session)) & (pc.field("capture") >= first) & (pc.field("capture") <= last)
-    )
     with PartWriter(folder / f"{bins.stem}.parquet", folder.name) as out:
         for rows in sorted_rows(parts, _LEVELS[level - 1]):
             check(stop)
-            wanted = rows.filter(chosen)
+            wanted = _chosen(rows, session, first, last)
             if wanted.num_rows:
                 wanted = pa.concat_tables([*held, wanted])
                 begun = int(bin_starts(wanted, factor)[-2])
@@ -105,9 +114,11 @@ def _write_bins(run: Path, bins: Span, level: int, stop: Stop) -> None:
             out.write(roll_up(rest, factor))
 
 
-def _overlap(part: Part, session: int, first: int, last: int) -> bool:
-    begin, end = part.captures.get(session, (0, -1))
-    return part.usable and begin <= last and end >= first
+def _chosen(rows: pa.Table, session: int, first: int, last: int) -> pa.Table:
+    capture = rows["capture"].fill_null(-1).to_numpy()
+    return rows.filter(
+        pa.array((rows["session"].to_numpy() == session) & (first <= capture) & (capture <= last))
+    )
 
 
 def thin_out(run: Path, writer: str) -> None:

@@ -84,6 +84,3 @@ add_sketch = Kernel("loops", "add_sketch", plain.add_sketch)
 histogram_quantiles = Kernel("loops", "histogram_quantiles", plain.histogram_quantiles)
 #: Checksums of TensorBoard's event files.
 crc32c = Kernel("loops", "crc32c", plain.crc32c)
-#: Several captures become one, see `rollup`.
-merge_histograms = Kernel("rollup_loops", "merge_histograms", plain.merge_histograms)
-merge_units = Kernel("rollup_loops", "merge_units", plain.merge_units)

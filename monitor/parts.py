@@ -32,6 +32,8 @@ from .spans import Span
 #: Most rows of a Parquet row group, the least that a reader decodes. Small ones make a long footer, which
 #: every query reads; large ones make one tensor dear. A row of `values` may hold 4,096 numbers.
 ROW_GROUP, VALUES_ROW_GROUP = 8192, 512
+#: Bytes of a page before it is compressed: what merging holds of each column of each part.
+PAGE_BYTES = 256 << 10
 #: Columns with statistics in the footer: those by which a reader leaves out row groups. Others would only
 #: make the footer longer, at 15 ms a megabyte in every query.
 PRUNING = ("kind", "tensor", "step", "session", "capture", "name", "time")
@@ -90,6 +92,7 @@ class PartWriter:
             column_encoding={
                 f.name: "DELTA_BINARY_PACKED" for f in self._schema if pa.types.is_integer(f.type)
             },
+            data_page_size=PAGE_BYTES,
             write_page_checksum=True,
         )
         self._sink.write(bytes(_HEAD.size))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,40 +158,3 @@ def crc32c(data: NDArray[np.uint8]) -> int:
     for byte in data.tobytes():
         crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     return crc ^ 0xFFFFFFFF
-
-
-def merge_histograms(
-    starts: Ints, offsets: Ints, buckets: Ints, counts: Ints,
-    out_offsets: Ints, out_buckets: Ints, out_counts: Ints,
-) -> None:  # fmt: skip
-    """See `rollup_loops.merge_histograms`."""
-    group = np.repeat(np.arange(starts.size - 1), np.diff(offsets[starts]))
-    begin, end = int(offsets[starts[0]]), int(offsets[starts[-1]])
-    keys, where = np.unique(
-        group << 16 | buckets[begin:end].astype(np.int64) + (1 << 15), return_inverse=True
-    )
-    pooled = np.zeros(keys.size, np.int64)
-    np.add.at(pooled, where, counts[begin:end])
-    keys, pooled = keys[pooled != 0], pooled[pooled != 0]
-    out_offsets[:] = np.searchsorted(keys >> 16, np.arange(starts.size))
-    out_buckets[: keys.size] = (keys & 0xFFFF) - (1 << 15)
-    out_counts[: keys.size] = pooled
-
-
-def merge_units(
-    starts: Ints,
-    offsets: Ints,
-    active: NDArray[np.uint8],
-    units: Ints,
-    out_offsets: Ints,
-    out: NDArray[np.uint8],
-) -> None:
-    """See `rollup_loops.merge_units`."""
-    place = out_offsets[0] = 0
-    for g, (first, last) in enumerate(pairwise(starts)):
-        sets = [active[offsets[r] : offsets[r + 1]] for r in range(first, last)]
-        same = units[first] >= 0 and (units[first:last] == units[first]).all()
-        if same and all(s.size == sets[0].size for s in sets):
-            out[place : place + sets[0].size] = np.bitwise_or.reduce(sets)
-            place += sets[0].size
-        out_offsets[g + 1] = place

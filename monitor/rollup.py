@@ -6,15 +6,14 @@ What does not add, the least and the greatest norm of one capture, has columns o
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pyarrow as pa
 
-from .kernels import merge_histograms, merge_units
 from .merging import ranks
 from .schema import ROLLUP
 
+#: Bins whose histograms are added at once: as dense ones they take a few megabytes.
+BLOCK = 256
 _FIRST = ("step", "time", "tensor", "kind", "session", "capture")
 _LAST = ("stage", "state")
 _OPTIONAL = ("ref_sum_sq", "dot", "residual_sq", "sign_flips", "lost", "samples")
@@ -105,36 +104,43 @@ def _ratios(rows: pa.Table) -> np.ndarray:
 def _histograms(rows: pa.Table, starts: np.ndarray) -> dict[str, pa.Array]:
     buckets, counts = _only(rows, "buckets"), _only(rows, "counts")
     offsets = buckets.offsets.to_numpy().astype(np.int64)
-    offsets -= offsets[0]
+    ends = (offsets - offsets[0])[starts]  # of the bins' entries
     numbers, elements = buckets.flatten().to_numpy(), counts.flatten().to_numpy()
-    ends = np.empty(starts.size, np.int64)
-    merged, pooled = np.empty(numbers.size, np.int16), np.empty(numbers.size, np.int64)
-    merge_histograms(starts, offsets, numbers, elements, ends, merged, pooled)
-    places = pa.array(ends.astype(np.int32))
-    size = int(ends[-1])
+    merged = [
+        _add_histograms(ends[first : first + BLOCK + 1], numbers, elements)
+        for first in range(0, starts.size - 1, BLOCK)
+    ]
+    sizes, found, pooled = (np.concatenate(columns) for columns in zip(*merged, strict=True))
+    places = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
     return {
-        "buckets": pa.ListArray.from_arrays(places, pa.array(merged[:size])),
-        "counts": pa.ListArray.from_arrays(places, pa.array(pooled[:size])),
+        "buckets": pa.ListArray.from_arrays(places, pa.array(found)),
+        "counts": pa.ListArray.from_arrays(places, pa.array(pooled)),
     }
 
 
+def _add_histograms(
+    ends: np.ndarray, buckets: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many buckets each bin has, their numbers, their counts; bin b owns ends[b] to ends[b + 1]."""
+    bins = np.repeat(np.arange(ends.size - 1), np.diff(ends))
+    numbers = buckets[ends[0] : ends[-1]].astype(np.int64)
+    low = int(numbers.min(initial=0))
+    dense = np.zeros((ends.size - 1, int(numbers.max(initial=0)) - low + 1), np.int64)
+    np.add.at(dense.reshape(-1), bins * dense.shape[1] + numbers - low, counts[ends[0] : ends[-1]])
+    some, place = np.nonzero(dense)
+    return np.bincount(some, minlength=ends.size - 1), (place + low).astype(np.int16), dense[some, place]
+
+
 def _units(rows: pa.Table, starts: np.ndarray) -> dict[str, pa.Array]:
-    active = _only(rows, "active")
-    present = ~_missing(rows, "active")
-    if not present.any():
-        none = np.ones(starts.size - 1, np.bool_)
-        return {
-            "active": pa.nulls(starts.size - 1, pa.binary()),
-            "units": pa.array(np.zeros(starts.size - 1, np.int64), mask=none),
-        }
-    _, places, content = active.buffers()
-    offsets = np.frombuffer(places, np.int32)[active.offset :][: len(active) + 1].astype(np.int64)
-    units = np.where(present, _numbers(rows, "units"), -1)
-    ends = np.empty(starts.size, np.int64)
-    union = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
-    merge_units(starts, offsets, np.frombuffer(content or b"", np.uint8), units, ends, union)
-    gone = np.diff(ends) == 0
-    merged = [None if e == s else union[s:e].tobytes() for s, e in pairwise(ends)]
+    """The union of the sets of active units; null where one is missing, or they are of different units."""
+    sets, units = _only(rows, "active"), _numbers(rows, "units")
+    merged: list[bytes | None] = [None] * (starts.size - 1)
+    for place in np.flatnonzero(~np.logical_or.reduceat(_missing(rows, "active"), starts[:-1])):
+        first, last = int(starts[place]), int(starts[place + 1])
+        members = [np.frombuffer(sets[row].as_buffer(), np.uint8) for row in range(first, last)]
+        if (units[first:last] == units[first]).all() and len({m.size for m in members}) == 1:
+            merged[place] = np.bitwise_or.reduce(members).tobytes()
+    gone = np.array([union is None for union in merged])
     return {
         "active": pa.array(merged, pa.binary()),
         "units": pa.array(units[starts[:-1]], mask=gone),

@@ -25,7 +25,7 @@ FULL_CAPTURES, FULL_ROWS, FULL_BYTES = 2048, 8 << 20, 1 << 30
 #: So many neighbours of about the same size are merged into one; the most that are open at once.
 FAN_IN = 8
 #: Rows that are held of each part.
-BATCH_ROWS, VALUES_BATCH_ROWS = 2048, 64
+BATCH_ROWS, VALUES_BATCH_ROWS = 1024, 64
 
 
 class Stopped(Exception):
@@ -108,8 +108,9 @@ def rows_of(part: Part, table: str) -> Iterator[pa.Table]:
     size = VALUES_BATCH_ROWS if table == "values" else BATCH_ROWS
     try:
         with open_part(part.path, table=table) as file:
-            for batch in file.iter_batches(size, use_threads=False):
-                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+            for group in range(file.num_row_groups):  # of several, pyarrow reads the bytes of all at once
+                for batch in file.iter_batches(size, row_groups=[group], use_threads=False):
+                    yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
     except (DamagedError, pa.ArrowException):
         _unreadable.add(_identity(part.path))
         raise UnreadableError from None

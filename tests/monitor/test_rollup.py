@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from layerwatch.monitor import Summary, kernels, merge, plain, summarise
+from layerwatch.monitor import Summary, merge, summarise
 from layerwatch.monitor.merging import merged, order
 from layerwatch.monitor.rollup import roll_up
 from layerwatch.monitor.schema import ROLLUP, SORT_KEYS, TABLES
@@ -110,15 +110,6 @@ def test_a_bin_is_what_merging_its_captures_gives(factor: int) -> None:
 def test_a_level_may_be_made_from_the_level_before() -> None:
     table, rows = made()
     assert_same(roll_up(roll_up(table, 4), 16), expected(rows, 16))
-
-
-def test_plain_numpy_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, _ = made(seed=1)
-    compiled = roll_up(table, 16)
-    monkeypatch.setattr("layerwatch.monitor.rollup.merge_histograms", plain.merge_histograms)
-    monkeypatch.setattr("layerwatch.monitor.rollup.merge_units", plain.merge_units)
-    assert kernels.available()
-    assert roll_up(table, 16).equals(compiled)
 
 
 def test_no_rows_give_no_rows() -> None:
