@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,14 @@ import pyarrow as pa
 
 from .bins import roll_up_run, thin_out
 from .parts import sync_folder, write_part
+from .process import alive
 from .schema import SCHEMAS, TABLES
 from .spans import Span, spans
 from .tiers import FAN_IN, Stop, Stopped, check, merge_parts
-from .wal import MAGIC, WalReader
+from .wal import MAGIC, WalReader, read_header
+
+#: A write-ahead file of another machine is left alone until nothing came for so long.
+QUIET_SECONDS = 3600.0
 
 
 def never() -> bool:
@@ -42,7 +47,8 @@ def advance(
 
     Args:
         run: the run's folder. writer: whose files; those of others are left alone.
-        segments: its write-ahead files that are finished; with them, older ones of its earlier sessions.
+        segments: its write-ahead files that are finished; with them, older ones of its earlier sessions,
+            as far as no other process of this name still writes them.
         session: the current one. complete: captures of it, from the first, that have all their rows.
         keep: "full", or "rollup": old rows are removed once a roll-up holds them.
         stop: asked between files and between row groups; true ends the work early.
@@ -52,7 +58,8 @@ def advance(
     """
     newest = max((s.last for s in segments), default=0)
     try:
-        _absorb(run, writer, newest, stop)
+        files = [s for s in spans(run / "wal", ".wal") if s.writer == writer and s.last <= newest]
+        _absorb(run, writer, [s for s in files if s in segments or not _in_use(run, s)], stop)
         roll_up_run(run, writer, {session: complete}, final=keep == "rollup", stop=stop)
         _merge_all(run, writer, stop=stop)
         if keep == "rollup":
@@ -61,12 +68,13 @@ def advance(
         return
 
 
-def compact(run: Path, *, limit: int | None = None, stop: Stop = never) -> int:
+def compact(run: Path, *, writer: str | None = None, limit: int | None = None, stop: Stop = never) -> int:
     """Turn all write-ahead files of a run into Parquet, roll up, and merge each table's parts.
 
     Only for a run that no process writes. Uses less than 300 MB of memory, whatever the size of the run.
 
     Args:
+        writer: only merge the parts of this one, which `advance` has made: others may still write.
         limit: leave parts alone that together exceed so many bytes. stop: see `advance`.
 
     Returns:
@@ -78,15 +86,19 @@ def compact(run: Path, *, limit: int | None = None, stop: Stop = never) -> int:
     replaced = 0
     found = [spans(run / folder, suffix) for folder, suffix in _folders()]
     try:
-        for writer in sorted({span.writer for files in found for span in files}):
-            replaced += _absorb(run, writer, None, stop)
-            roll_up_run(run, writer, {}, final=_keep(run) == "rollup", stop=stop)
-            replaced += _merge_all(run, writer, limit=limit, whole=True, stop=stop)
+        for name in sorted(
+            {span.writer for files in found for span in files} if writer is None else {writer}
+        ):
+            if writer is None:
+                files = [span for span in spans(run / "wal", ".wal") if span.writer == name]
+                replaced += _absorb(run, name, files, stop)
+                roll_up_run(run, name, {}, final=_keep(run) == "rollup", stop=stop)
+            replaced += _merge_all(run, name, limit=limit, whole=True, stop=stop)
             if _keep(run) == "rollup":
-                thin_out(run, writer)
+                thin_out(run, name)
     except Stopped:
         return replaced
-    for table in SCHEMAS:
+    for table in SCHEMAS if writer is None else ():
         for leftover in (run / table).glob(".*.parquet.tmp"):
             leftover.unlink(missing_ok=True)
     return replaced
@@ -103,16 +115,27 @@ def _keep(run: Path) -> str:
         return "full"
 
 
-def _absorb(run: Path, writer: str, newest: int | None, stop: Stop) -> int:
-    """Turn a writer's write-ahead files, up to this one, into parts; returns how many."""
+def _absorb(run: Path, writer: str, files: Sequence[Span], stop: Stop) -> int:
+    """Turn these write-ahead files of a writer into parts; returns how many."""
     absorbed = 0
-    for span in spans(run / "wal", ".wal"):
-        if span.writer == writer and (newest is None or span.last <= newest):
-            check(stop)
-            absorbed += compact_wal(run, span)
-            if absorbed and absorbed % FAN_IN == 0:  # so that there are never many parts to merge or roll up
-                _merge_all(run, writer, stop=stop)
+    for span in files:
+        check(stop)
+        absorbed += compact_wal(run, span)
+        if absorbed and absorbed % FAN_IN == 0:  # so that there are never many parts to merge or roll up
+            _merge_all(run, writer, stop=stop)
     return absorbed
+
+
+def _in_use(run: Path, span: Span) -> bool:
+    """Whether another process may still append to a file; on another machine it cannot be asked."""
+    wal = run / "wal" / f"{span.stem}.wal"
+    try:
+        header, changed = read_header(wal), wal.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if header.get("host") == socket.gethostname():
+        return alive(header.get("pid"), header.get("process_started"))
+    return time.time() - changed < QUIET_SECONDS
 
 
 def _merge_all(run: Path, writer: str, *, limit: int | None = None, whole: bool = False, stop: Stop) -> int:

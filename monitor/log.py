@@ -105,7 +105,10 @@ class LogWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             make_folders(path)
             self._write_info()
-            header = {"writer": writer, "session": self.session, "pid": os.getpid()}
+            header = {
+                "writer": writer, "session": self.session,
+                "host": socket.gethostname(), "pid": os.getpid(), "process_started": started(),
+            }  # fmt: skip
             self._journal = Journal(path, writer, self._last_number() or follows[1], header, self._restore)
         except OSError as error:
             raise RunError(
@@ -324,4 +327,4 @@ class LogWriter:
             self.path, self.writer, segments, session=self.session, complete=self._captures,
             keep=self.keep,
         )  # fmt: skip
-        compact(self.path, limit=MERGE_BYTES)
+        compact(self.path, writer=self.writer, limit=MERGE_BYTES)

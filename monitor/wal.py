@@ -104,6 +104,22 @@ class WalWriter:
             self.descriptor = -1
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """What the first frame tells of the file; empty when it is damaged.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD.size)
+        try:
+            _, code, length, checksum = _HEAD.unpack(head)
+            payload = file.read(length)
+            return json.loads(payload) if zlib.crc32(payload, code) == checksum else {}
+        except (struct.error, ValueError):
+            return {}
+
+
 @dataclass
 class WalReader:
     """Follows one file: `read` takes in what was appended since the last call.

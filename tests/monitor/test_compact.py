@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import pytest
 from made_logs import TENSORS, assert_complete, counted, info, make_run, write_step
 
 from layerwatch.monitor import LogWriter, Run, compact
+from layerwatch.monitor.process import started
 from layerwatch.monitor.schema import TABLES
+from layerwatch.monitor.wal import WalWriter
 
 
 class Interrupted(BaseException):
@@ -126,3 +130,42 @@ def test_compacting_a_damaged_write_ahead_file_says_so(tmp_path: Path) -> None:
     after = Run(path)
     assert counted(after) == counted(before)
     assert any(wal.name in message for message in after.events()["message"])
+
+
+# Files that another process may still write -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "pid", "age", "absorbed"),
+    [
+        ("here", "alive", 0, False),
+        ("here", "alive, with this number since", 0, True),
+        ("here", "gone", 0, True),
+        ("elsewhere", "gone", 0, False),  # it cannot be asked
+        ("elsewhere", "gone", 4000, True),
+    ],
+)
+def test_a_writer_leaves_the_files_of_another_process_of_its_name_alone(
+    tmp_path: Path, host: str, pid: str, age: float, absorbed: bool
+) -> None:
+    path = make_run(tmp_path / "a", 2, close=False)
+    header = {
+        "host": socket.gethostname() if host == "here" else host,
+        "pid": 2**22 + 1 if pid == "gone" else os.getppid(),
+        "process_started": "another time" if "since" in pid else started(os.getppid()),
+        "session": 0,
+    }
+    (old,) = (path / "wal").glob("*.wal")
+    theirs = WalWriter(path / "wal" / "r0-000000.wal", header)
+    theirs.close()
+    (path / "wal" / "r0-000000.wal").write_bytes(
+        (path / "wal" / "r0-000000.wal").read_bytes() + old.read_bytes()
+    )
+    old.unlink()
+    changed = time.time() - age
+    os.utime(path / "wal" / "r0-000000.wal", (changed, changed))
+    log = LogWriter(path, info(), resume=True)
+    write_step(log, 2)
+    log.close()
+    assert (path / "wal" / "r0-000000.wal").exists() != absorbed
+    assert_complete(path, 3)  # it is read all the same
