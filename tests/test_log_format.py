@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +13,25 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
-from layerwatch import Run, watch
+from layerwatch import Run, Watcher, watch
 from layerwatch.hooks import values
 from layerwatch.monitor import KINDS, SCHEMA_VERSION, bucket_edges
 from layerwatch.monitor import log as log_module
-from layerwatch.monitor.schema import TABLES
+from layerwatch.monitor.bins import KEPT
+from layerwatch.monitor.reader import LogReader
+from layerwatch.monitor.rebin import NEAR_ZERO
+from layerwatch.monitor.schema import ROLLUPS, SCHEMAS, TABLES
 from layerwatch.monitor.summary import bucket_of
-from layerwatch.monitor.wal import _CODES, _HEAD, MAGIC
+from layerwatch.monitor.tiers import FULL_CAPTURES
+from layerwatch.monitor.wal import _CODES, _HEAD, MAGIC, encode
 
 TYPES = {
+    pa.int32(): "int32",
     pa.int64(): "int64",
     pa.float64(): "float64",
     pa.string(): "string",
@@ -41,20 +50,28 @@ def page(checkout: Path) -> str:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a real training in runs/exp1."""
+    """A folder with a real training in runs/exp1: 40 steps, then resumed from step 25 and 50 long."""
     folder = tmp_path_factory.mktemp("page")
+    train(folder / "runs" / "exp1", 40)
+    train(folder / "runs" / "exp1", 25, resume=25)
+    return folder
+
+
+def train(run: Path, steps: int, *, resume: int | bool = False, close: bool = True) -> Watcher:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    with watch(model, optimizer, run=folder / "runs" / "exp1", every=2) as watcher:
-        for _ in range(11):
-            loss = model(torch.randn(32, 8)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            watcher.log(train_loss=loss)
-    return folder
+    watcher = watch(model, optimizer, run=run, every=1, resume=resume)
+    for _ in range(steps):
+        loss = model(torch.randn(32, 8)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        watcher.log(train_loss=loss)
+    if close:
+        watcher.close()
+    return watcher
 
 
 def section(page: str, title: str) -> str:
@@ -78,6 +95,29 @@ def test_every_column_is_documented_with_its_type_and_nothing_else(page: str, ta
     assert all(len(text) > 3 for *_, text in rows)
 
 
+def test_the_columns_of_roll_ups_are_documented(page: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\w ]+) \| (.+) \|$", section(page, "Roll-ups"), re.MULTILINE)
+    more = [f for f in SCHEMAS["rollup16"] if f.name not in TABLES["stats"].names]
+    assert [(name, kind) for name, kind, _ in rows] == [(f.name, TYPES[f.type]) for f in more]
+    for name in ROLLUPS:
+        assert f"`{name}`" in section(page, "Roll-ups")
+
+
+def test_the_checksums_of_a_part_are_as_the_page_says(root: Path) -> None:
+    (part,) = (root / "runs" / "exp1" / "stats").glob("*.parquet")
+    data = part.read_bytes()
+    magic, checksum, length = struct.unpack_from("<4sII", data, 4)
+    assert (data[:4], magic) == (b"PAR1", b"LWC1")
+    tail = data[-length:]
+    assert zlib.crc32(tail) == checksum
+    footer = pq.read_metadata(part)
+    for n in range(footer.num_row_groups * footer.num_columns):
+        offset, size, expected = struct.unpack_from("<QII", tail, 16 * n)
+        column = footer.row_group(n // footer.num_columns).column(n % footer.num_columns)
+        assert size == column.total_compressed_size
+        assert zlib.crc32(data[offset : offset + size]) == expected
+
+
 def test_kinds_states_and_events_are_documented(page: str) -> None:
     for kind in KINDS:
         assert f"`{kind}`" in section(page, "stats"), kind
@@ -99,8 +139,8 @@ def test_what_a_real_run_holds_is_documented(page: str, root: Path) -> None:
     for event in run.events()["event"]:
         assert f"`{event}`" in section(page, "events"), event
     names = {p.name for p in run.path.iterdir()}
-    assert names == {"run.json", "wal", *TABLES}
-    for name in names | {"errors.log"}:
+    assert names == {"run.json", "wal", *TABLES, "rollup16"}
+    for name in names | {"errors.log", "damaged", *SCHEMAS}:
         assert name in page, name
 
 
@@ -109,6 +149,11 @@ def test_constants_on_the_page_are_those_of_the_code(page: str) -> None:
     assert f"{log_module.SEGMENT_BYTES >> 20} MB" in page
     assert f"{log_module.SEGMENT_SECONDS:.0f} seconds" in page
     assert f"{values.MAX_ELEMENTS:,} elements" in page
+    assert f"{FULL_CAPTURES:,} captures" in section(page, "Write-ahead files and parts")
+    assert f"{KEPT:,} captures" in section(page, "Roll-ups")
+    seconds = inspect.signature(watch).parameters["sync_seconds"].default
+    assert f"last {seconds:.0f} seconds" in section(page, "What is guaranteed")
+    assert f"between 0 and {NEAR_ZERO:g}" in section(page, "Imported from TensorBoard")
     frames = section(page, "Write-ahead files and parts")
     assert f"`{MAGIC.decode()}`" in frames
     for name, code in _CODES.items():
@@ -127,51 +172,104 @@ def test_the_formula_of_the_buckets() -> None:
 # The queries ------------------------------------------------------------------------------------------------
 
 
-def test_the_sql_queries(page: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def here(root: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The run, from the folder in which the page's queries are meant to run."""
     monkeypatch.chdir(root)
     run = Run("runs/exp1")
-    norms, ratios, histogram, split, half = (duckdb.execute(query).df() for query in blocks(page, "sql"))
-    weights = run.stats("weight").sort_values(["tensor", "step"], ignore_index=True)
-    assert len(norms) == 6 * 4
+    assert run.sessions()["superseded_from"].tolist()[:1] == [25]
+    return run
+
+
+def test_the_sql_queries(page: str, here: Run) -> None:
+    with duckdb.connect() as connection:
+        view, *queries = blocks(page, "sql")
+        connection.execute(view)
+        norms, ratios, histogram, split, half, _ = (connection.execute(query).df() for query in queries)
+    weights = here.stats("weight").sort_values(["tensor", "step"], ignore_index=True)
+    assert len(norms) == 4 * 50  # 40 steps of the first session are 25 that count
     pd.testing.assert_frame_equal(
         norms[["tensor", "step", "norm"]], weights[["tensor", "step", "norm"]], check_dtype=False
     )
-    wanted = run.stats("update").groupby("tensor")["ratio"].max()
+    wanted = here.stats("update").groupby("tensor")["ratio"].max()
     assert dict(zip(ratios["tensor"], ratios["ratio"], strict=True)) == pytest.approx(wanted.to_dict())
-    mine = run.histogram("gradient", "0.weight", step=0)
+    mine = here.histograms("gradient", "0.weight")
     mine = mine[mine["low"] < mine["high"]].reset_index(drop=True)
+    assert histogram["step"].tolist() == mine["step"].tolist()
     assert histogram["elements"].tolist() == mine["count"].tolist()
     assert histogram["low"].tolist() == pytest.approx(mine["low"].tolist())
     assert histogram["high"].tolist() == pytest.approx(mine["high"].tolist())
-    updates = run.stats("update").sort_values(["tensor", "step"])
+    updates = here.stats("update").sort_values(["tensor", "step"])
     for column in ("parallel", "perpendicular"):
         assert split[column].tolist() == pytest.approx(updates[column].tolist(), abs=1e-12)
-    gradients = run.stats("gradient").sort_values(["tensor", "step"])
+    gradients = here.stats("gradient").sort_values(["tensor", "step"])
     assert half["underflow"].tolist() == pytest.approx(gradients["underflow"].tolist())
 
 
-def test_the_python_queries(page: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
-    run = Run("runs/exp1")
-    by_polars, by_pandas = blocks(page, "python")
+def test_the_query_of_roll_ups(page: str, here: Run) -> None:
+    found = duckdb.execute(blocks(page, "sql")[-1]).df()
+    for session, first, captures in ((0, 0, [16, 16, *[1] * 8]), (1, 25, [16, *[1] * 9])):
+        norms = Run("runs/exp1", session=session).stats("gradient", "0.weight").set_index("step")["norm"]
+        mine = found[(found["session"] == session) & (found["tensor"] == "0.weight")]
+        assert mine["captures"].tolist() == captures
+        for row in mine.to_dict("records"):
+            own = norms[(norms.index >= max(row["step"], first)) & (norms.index <= row["last_step"])]
+            assert row["norm"] == pytest.approx(np.sqrt(np.square(own).mean()))
+            assert row["highest"] == pytest.approx(own.max())
+
+
+def test_the_python_queries(page: str, here: Run) -> None:
+    by_polars, by_pandas, _ = blocks(page, "python")
     found: dict[str, Any] = {}
     exec(by_polars, found)
-    drift = run.drift().sort_values(["tensor", "step"])
+    drift = here.drift().sort_values(["tensor", "step"])
     assert found["result"]["tensor"].to_list() == drift["tensor"].tolist()
     assert found["result"]["relative_l2"].to_list() == pytest.approx(drift["relative_l2"].tolist())
     assert max(found["result"]["relative_l2"]) > 0
     found = {}
     exec(by_pandas, found)
-    gradients = run.stats("gradient").sort_values(["tensor", "step"])
+    gradients = here.stats("gradient").sort_values(["tensor", "step"])
     for column in ("mean", "std"):
-        assert found["result"][column].tolist() == pytest.approx(gradients[column].tolist(), abs=1e-15)
-    assert found["loss"].tolist() == run.scalars("train_loss")["value"].tolist()
+        assert found["result"][column].tolist() == pytest.approx(gradients[column].tolist(), abs=1e-12)
+    assert found["loss"].tolist() == here.scalars("train_loss")["value"].tolist()
+    assert len(found["loss"]) == 50
+
+
+def test_the_reader_of_write_ahead_files(page: str, tmp_path: Path) -> None:
+    """It gives the rows of a live run, all of them."""
+    watcher = train(tmp_path / "live", 7, close=False)
+    try:
+        found: dict[str, Any] = {}
+        exec(blocks(page, "python")[-1], found)
+        (wal,) = (tmp_path / "live" / "wal").iterdir()
+        mine = found["read_wal"](str(wal))
+        log = LogReader(tmp_path / "live")
+        for number, table in enumerate(TABLES, 1):
+            theirs = log.table(table)
+            assert theirs.num_rows > 0
+            assert mine[number].cast(theirs.schema).to_pylist() == theirs.to_pylist()
+        assert mine[1]["step"].to_pylist()[-1] == 6
+        whole = wal.read_bytes()
+        copy = tmp_path / "copy.wal"
+        copy.write_bytes(whole[:-20])  # torn
+        assert found["read_wal"](str(copy))[1].num_rows <= mine[1].num_rows
+        places = [m.start() for m in re.finditer(b"LWF1", whole)]
+        copy.write_bytes(whole[: places[3] + 20] + b"\xff" + whole[places[3] + 21 :])  # flipped
+        lost = sum(t.num_rows for t in mine.values()) - sum(
+            t.num_rows for t in found["read_wal"](str(copy)).values()
+        )
+        assert 0 < lost < sum(t.num_rows for t in mine.values()) / 2
+        copy.write_bytes(b"".join(map(bytes, encode(("header", b'{"schema_version": 3}')))))
+        with pytest.raises(ValueError, match="another format version"):
+            found["read_wal"](str(copy))
+    finally:
+        watcher.close()
 
 
 def test_every_code_block_was_run(page: str) -> None:
-    assert len(blocks(page, "sql")) == 5
-    assert len(blocks(page, "python")) == 2
-    assert len(re.findall(r"^```\w+$", page, re.MULTILINE)) == 5 + 2 + len(blocks(page, "text"))
+    assert len(blocks(page, "sql")) == 7
+    assert len(blocks(page, "python")) == 3
+    assert len(re.findall(r"^```\w+$", page, re.MULTILINE)) == 7 + 3 + len(blocks(page, "text"))
 
 
 def test_the_counts_add_up_as_the_page_says(root: Path) -> None:
