@@ -70,6 +70,8 @@ class Uploader:
             else:
                 self._wake.wait(self._poll)
             self._wake.clear()
+            if self._given_up.is_set():
+                return
             try:
                 if self._pass():
                     return
@@ -86,6 +88,8 @@ class Uploader:
                 self._mirror = Mirror(self._local, self._url)
             self._mirror.send()
         except FileNotFoundError:  # parts were merged while they were being sent: look again
+            if closing and not self._local.is_dir():  # somebody has sent it by hand
+                return True
             self._given_up.wait(1.0)
             return False
         if self.problem:

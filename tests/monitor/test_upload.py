@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,15 @@ URL = "s3://bucket/group/exp1"
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("layerwatch.monitor.remote.STALLED_SECONDS", 1.0)
     monkeypatch.setattr("layerwatch.monitor.remote.ATTEMPTS", 1)
     monkeypatch.setattr("layerwatch.monitor.upload.LONGEST_PAUSE", 0.5)
+    yield
+    for thread in threading.enumerate():  # it would write to the next test's bucket
+        if thread.name == "layerwatch-upload":
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -173,6 +179,7 @@ def test_what_could_not_be_sent_is_named_and_sent_by_hand(
     assert "run.json" in left
     assert any(name.startswith("stats/") for name in left)
     assert spooled() == [URL]
+    training.uploader._thread.join(20)
     server.start()
     assert send_spool(URL) == len(left)
     assert rows(URL) == rows(tmp_path / "copy")
@@ -237,6 +244,7 @@ def test_another_run_that_took_the_name_during_an_outage_is_left_alone(
     store_of(URL).put("run.json", b'{"created": 1.0}')  # type: ignore[attr-defined]
     eventually(lambda: "holds another run already" in (late.uploader.problem or ""))
     assert late.close(tmp_path / "copy", timeout=0.5)
+    late.uploader._thread.join(20)
     assert store_of(URL).read("run.json") == b'{"created": 1.0}'
     assert store_of(URL).list("stats") == {}
     assert send_spool(URL, to="s3://bucket/elsewhere") > 0
@@ -271,6 +279,7 @@ def test_what_another_machine_still_had_to_send_keeps_its_place(
     server.stop()
     killed.steps(10)
     assert killed.close(tmp_path / "killed", timeout=0.1)
+    killed.uploader._thread.join(20)
     server.start()
     there = os.environ["LAYERWATCH_SPOOL"]
     monkeypatch.setenv("LAYERWATCH_SPOOL", str(tmp_path / "other machine"))
