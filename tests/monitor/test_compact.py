@@ -17,7 +17,7 @@ from made_logs import TENSORS, assert_complete, counted, info, make_run, write_s
 from layerwatch.monitor import LogWriter, Run, compact
 from layerwatch.monitor.process import started
 from layerwatch.monitor.schema import TABLES
-from layerwatch.monitor.wal import WalWriter
+from layerwatch.monitor.wal import WalWriter, encode
 
 
 class Interrupted(BaseException):
@@ -169,3 +169,42 @@ def test_a_writer_leaves_the_files_of_another_process_of_its_name_alone(
     log.close()
     assert (path / "wal" / "r0-000000.wal").exists() != absorbed
     assert_complete(path, 3)  # it is read all the same
+
+
+# What is not understood stays -------------------------------------------------------------------------------
+
+
+def test_a_write_ahead_file_of_a_newer_version_stays_as_it_is(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", 3, close=False)
+    wal = path / "wal" / "r0-000009.wal"
+    wal.write_bytes(
+        b"".join([*encode(("header", b'{"schema_version": 99}')), *encode(("stats", b"who knows"))])
+    )
+    before = wal.read_bytes()
+    compact(path)
+    assert [p.read_bytes() for p in (path / "wal").iterdir()] == [before]
+    assert_complete(path, 3)
+
+
+def test_a_damaged_write_ahead_file_is_kept_apart(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", 3, close=False)
+    (wal,) = (path / "wal").glob("*.wal")
+    data = bytearray(wal.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    wal.write_bytes(data)
+    compact(path)
+    assert not any((path / "wal").iterdir())
+    assert (path / "damaged" / wal.name).read_bytes() == data
+
+
+def test_a_torn_frame_at_the_end_is_no_damage(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", 3, close=False)
+    (wal,) = (path / "wal").glob("*.wal")
+    wal.write_bytes(
+        wal.read_bytes() + b"".join(encode(("events", bytes(100))))[:-50]
+    )  # killed while it wrote
+    compact(path)
+    assert not any((path / "wal").iterdir())
+    assert not (path / "damaged").exists()
+    assert set(Run(path).stats("weight")["step"]) == {0, 1, 2}
+    assert any("torn bytes" in message for message in Run(path).events()["message"])
