@@ -77,7 +77,8 @@ def overview(log: LogReader, kind: str, number: str, max_points: int, order: Seq
     place = _places(words, order)
     names = sorted((words[c] for c in present), key=lambda name: place[name])
     line = np.zeros(len(words), np.int64)
-    line[[words.index(name) for name in names]] = np.arange(len(names))
+    depth = {name: number for number, name in enumerate(names)}
+    line[present] = [depth[words[code]] for code in present]
     step, last = table["step"].to_numpy(), table["last_step"].to_numpy()
     steps, column = np.unique(step, return_inverse=True)
     last_steps = steps.copy()

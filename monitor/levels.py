@@ -43,10 +43,11 @@ def rows(
     that reaches into steps that a later session has done again is replaced by finer rows if there are any.
 
     Args:
-        columns: which are wanted; session, capture, tensor and step are added.
+        columns: which are wanted; tensor and step are added.
         where: conditions on kind and tensor. steps: only bins with a capture in this range.
     """
-    names = list(dict.fromkeys([*columns, "tensor", "session", "capture", "step"]))
+    streams = ["session", "capture"] if factor > 1 else []
+    names: list[str] = list(dict.fromkeys([*columns, "tensor", "step", *streams]))
     target = encoded(ROLLUP, names)
     whole, partial = [target.empty_table()], []
     for level, found in _gather(log, names, where, factor, steps):
@@ -104,6 +105,8 @@ def _gather_once(
     streams = {stream for level in levels.values() for stream in level}
     coarse = {level: {} for level in LEVELS if level > factor}
     need = {stream: _without_coarse(levels, stream, factor, coarse) for stream in streams}
+    if factor == 1 and all(captures == EVERYTHING for captures in need.values()):
+        return [(1, found) for _, found in _read(log, 1, None, names, where, steps)]
     cut = log.cut
     found = [
         (level, rows) for level in coarse for _, rows in _read(log, level, coarse[level], names, where, steps)
@@ -199,9 +202,8 @@ def _read(
     if level > 1:
         columns += ["last_step"]
     found = []
-    for name, rows in log.pieces(
-        table_of(level), list(dict.fromkeys([*columns, "session", "capture"])), conditions
-    ):
+    columns += ["session", "capture"] if streams is not None else []
+    for name, rows in log.pieces(table_of(level), list(dict.fromkeys(columns)), conditions):
         writer = name if level == 1 else name.rpartition("-s")[0]
         if streams is not None:
             rows = _of_streams(rows, writer, streams)

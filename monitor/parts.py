@@ -258,6 +258,18 @@ def open_part(
     return part
 
 
+def chunk_table(file: pa.NativeFile) -> np.ndarray | None:
+    """Offset, length and checksum of every column chunk in order of row groups, then columns.
+
+    None of a part of version 1, which has no such table.
+
+    Raises:
+        DamagedError: the table is damaged.
+    """
+    head = file.read_at(4 + _HEAD.size, 0)
+    return _Checked(file, head).chunks if head[4:8] == _MAGIC else None
+
+
 def _decoded(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if isinstance(kind, pa.DictionaryType) else kind
 
@@ -280,7 +292,7 @@ class _Checked:
             or (length - footer) % _CHUNK.itemsize
         ):
             raise DamagedError("the checksum of its footer is wrong")
-        chunks = np.frombuffer(self._tail, _CHUNK, (length - footer) // _CHUNK.itemsize)
+        chunks = self.chunks = np.frombuffer(self._tail, _CHUNK, (length - footer) // _CHUNK.itemsize)
         self._starts, self._ends = chunks["offset"], chunks["offset"] + chunks["length"]
         self._checksums = chunks["checksum"]
 

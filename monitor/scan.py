@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .parts import open_part
+from .chunks import read_chunks
+from .parts import chunk_table, open_part
 from .schema import SCHEMAS
 from .store import Store
 
@@ -60,31 +61,35 @@ class Part:
         self._footer: pq.FileMetaData | None = None
         self._head = b""
 
-    def _open(self) -> pq.ParquetFile:
-        """The file, with its footer as it was parsed.
+    def _open(self) -> pa.NativeFile:
+        """The file; its footer is parsed.
 
         Raises:
             FileNotFoundError: it is gone, or another one of this name has taken its place.
         """
         source = self._store.open(self.name)
         head = source.read_at(HEAD_BYTES, 0)
-        if self._footer is not None and head != self._head:
-            raise FileNotFoundError(f"{self.name} was replaced")
-        strings = [name for name in ENCODED if name in self._schema.names]
-        file = open_part(source, table=self._table, encoded=strings, footer=self._footer)
         if self._footer is None:
-            footer = self._footer = file.metadata
-            self._head = head
+            footer = open_part(source, table=self._table).metadata
+            chunks = chunk_table(source)
+            self._chunks = (
+                None if chunks is None else chunks.reshape(footer.num_row_groups, footer.num_columns)
+            )
             self._places = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
             # Format version 1 has no such columns: what `schema.upgrade` fills in.
-            self._absent = {f.name for f in self._schema if f.name not in file.schema_arrow.names}
-        return file
+            self._absent = {
+                f.name for f in self._schema if f.name not in footer.schema.to_arrow_schema().names
+            }
+            self._footer, self._head = footer, head
+        elif head != self._head:
+            raise FileNotFoundError(f"{self.name} was replaced")
+        return source
 
     @property
     def footer(self) -> pq.FileMetaData:
         """Raises DamagedError, OSError."""
         if self._footer is None:
-            self._open().close(force=True)
+            self._open().close()
         return self._footer  # type: ignore[return-value]  # _open has set it
 
     @property
@@ -173,15 +178,20 @@ class Part:
 
     def _read(self, groups: list[int], columns: Sequence[str], where: Where) -> pa.Table:
         names = list(dict.fromkeys([*columns, *self._undecided(groups, where)]))
-        file = self._open()
-        stored = [n for n in names if n not in self._absent]
-        table = file.read_row_groups(groups, columns=stored, use_threads=len(groups) > 8)
-        file.close(force=True)
+        table = self._decode(groups, [n for n in names if n not in self._absent])
         for name in self._absent.intersection(names):
             field = self._schema.field(name)
             nulls = pa.nulls(table.num_rows, field.type)
             table = table.append_column(field, nulls if field.nullable else nulls.fill_null(0))
         return keep(table, {c: a for c, a in where.items() if c in names}).select(list(columns))
+
+    def _decode(self, groups: list[int], columns: list[str]) -> pa.Table:
+        strings = [name for name in ENCODED if name in columns]
+        with self._open() as file:
+            if self._chunks is not None:
+                return read_chunks(file, self.footer, self._chunks, groups, columns, strings)
+            part = open_part(file, table=self._table, encoded=strings)
+            return part.read_row_groups(groups, columns=columns, use_threads=len(groups) > 8)
 
     def values(
         self,
@@ -274,8 +284,8 @@ def _hits(column: pa.ChunkedArray, allowed: Sequence[Any] | Between) -> pa.Chunk
 
 
 def _inside(chunk: pa.Array, allowed: Between) -> np.ndarray:
-    numbers = chunk.fill_null(0).to_numpy(zero_copy_only=False)
-    inside = np.ones(len(numbers), bool) if not chunk.null_count else ~chunk.is_null().to_numpy(False)
+    inside = ~chunk.is_null().to_numpy(False) if chunk.null_count else np.ones(len(chunk), bool)
+    numbers = (chunk.fill_null(0) if chunk.null_count else chunk).to_numpy(zero_copy_only=False)
     if allowed.low is not None:
         inside &= numbers >= allowed.low
     if allowed.high is not None:
