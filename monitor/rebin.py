@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,3 +110,22 @@ def of_limits(
     found = rebinned(np.maximum(left, -largest), np.minimum(right, largest), counts)
     special = "nans" if np.isnan(low) or np.isnan(high) else "pos_infs" if high == np.inf else "neg_infs"
     return replace(found, count=found.count + beyond, **{special: beyond})
+
+
+def of_proto(histo: Any) -> Summary:
+    """The histogram of TensorFlow 1 and torch."""
+    return of_limits(
+        np.array(histo.bucket_limit), np.array(histo.bucket),
+        low=histo.min, high=histo.max, num=histo.num, total=histo.sum, total_sq=histo.sum_squares,
+    )  # fmt: skip
+
+
+def of_table(table: NDArray) -> Summary:
+    """The histogram of TensorFlow 2: float (bins, 3) of left edge, right edge and count.
+
+    The outer edges are the smallest and the largest element.
+    """
+    left, right, counts = table.reshape(-1, 3).astype(np.float64).T
+    whole = np.isfinite(left) & np.isfinite(right)  # NaN makes the edges NaN
+    found, nans = rebinned(left[whole], right[whole], counts[whole]), int(counts[~whole].sum())
+    return replace(found, count=found.count + nans, nans=nans)

@@ -12,15 +12,16 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .errors import RunError, RunExistsError
 from .event_files import EventFile, event_folders
 from .log import LogWriter
-from .rebin import of_limits, rebinned
+from .rebin import of_proto, of_table
 from .schema import GIVEN
+from .spans import spans
 from .summary import Summary
 from .tags import TRAIN, VALIDATION, Names, kind_named, rules
 
@@ -169,8 +170,10 @@ class _Writer:
         files = [(file, part.name, cut) for part in parts for file, cut in _cuts(part.files)]
         times: list[float] = []
         for event, part, cut in heapq.merge(*map(_events, files), key=lambda item: item[0].wall_time):
-            times = [times[0] if times else event.wall_time, event.wall_time]
             for value in event.summary.value:
+                if not times:
+                    self._log.begin(event.step)
+                times = [times[0] if times else event.wall_time, event.wall_time]
                 if event.step < min(cut[""], cut.get(value.tag, math.inf)):
                     self._take(event, part, value)
                 else:
@@ -184,6 +187,7 @@ class _Writer:
         self._result.notes = notes
         self._log.update_info(tensors=described(self._elements), modules=self._modules(), notes=notes)
         self._log.close()
+        self._verify()
         self._log.update_info(created=times[0], ended=times[1]) if times else None
         return self._result
 
@@ -240,27 +244,18 @@ class _Writer:
             self._log.stats(pa.RecordBatch.from_pylist(self._rows, GIVEN["stats"]))
             self._rows = []
 
+    def _verify(self) -> None:
+        """The writer never raises because of the disk, which is right beside a training only."""
+        for table, written in (("stats", self._result.histograms), ("scalars", self._result.scalars)):
+            parts = spans(self._result.path / table, ".parquet").values()
+            if sum(pq.read_metadata(part).num_rows for part in parts) != written:
+                raise RunError(
+                    "expected room for the run, but it could not be written whole: make room on the disk, "
+                    "then try again"
+                )
+
     def _modules(self) -> list[dict[str, str]]:
         return [{"module": t, "type": ""} for t, kind in self._elements if kind == "activation"]
-
-
-def of_proto(histo: Any) -> Summary:
-    """The histogram of TensorFlow 1 and torch."""
-    return of_limits(
-        np.array(histo.bucket_limit), np.array(histo.bucket),
-        low=histo.min, high=histo.max, num=histo.num, total=histo.sum, total_sq=histo.sum_squares,
-    )  # fmt: skip
-
-
-def of_table(table: NDArray) -> Summary:
-    """The histogram of TensorFlow 2: float (bins, 3) of left edge, right edge and count.
-
-    The outer edges are the smallest and the largest element.
-    """
-    left, right, counts = table.reshape(-1, 3).astype(np.float64).T
-    whole = np.isfinite(left) & np.isfinite(right)  # NaN makes the edges NaN
-    found, nans = rebinned(left[whole], right[whole], counts[whole]), int(counts[~whole].sum())
-    return replace(found, count=found.count + nans, nans=nans)
 
 
 def _array(tensor: Any) -> NDArray:

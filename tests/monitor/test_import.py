@@ -20,12 +20,19 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from layerwatch.dashboard.app import open_page
+from layerwatch.dashboard.pages import PAGES
+from layerwatch.dashboard.plots import draw
+from layerwatch.dashboard.queries import Library
+from layerwatch.dashboard.urls import RUN_PAGES, View
 from layerwatch.monitor import Run, RunError, RunExistsError, plain, quantiles, summarise
 from layerwatch.monitor.event_files import EventFile, masked
 from layerwatch.monitor.kernels import crc32c
 from layerwatch.monitor.rebin import rebinned
 from layerwatch.monitor.tags import Names, default_histogram, default_scalar, rules
 from layerwatch.monitor.tensorboard import PRECISION, described, import_tensorboard
+from layerwatch.monitor.wal import Frame, WalWriter
+from tests.dashboard.test_pages import controls
 
 RNG = np.random.default_rng(0)
 SHARES = ("p01", "p05", "p25", "p50", "p75", "p95", "p99")
@@ -139,6 +146,7 @@ def test_the_run_says_where_it_comes_from_and_what_was_lost(torch_run: Run) -> N
     assert tensors.loc["fc.weight", "shape"] == [10, 2000]  # ten rows, as the bias has ten elements
     assert tensors["role"].to_dict() == {"fc.weight": "matrix", "fc.bias": "bias"}
     assert torch_run.problems == {}
+    assert torch_run.events()["event"].tolist() == ["start"]
 
 
 def test_detectors_judge_an_imported_run(tmp_path: Path) -> None:
@@ -154,6 +162,17 @@ def test_detectors_judge_an_imported_run(tmp_path: Path) -> None:
     finding = Run(tmp_path / "run").findings()[0]
     assert (finding.problem, finding.layers[0]) == ("exploding_gradients", "2.weight")
     assert finding.first_step == 10
+
+
+def test_the_dashboard_shows_an_imported_run(torch_run: Run) -> None:
+    library, screen = Library(torch_run.path.parent), {"theme": "light", "narrow": False}
+    for page in RUN_PAGES:
+        _, _, body = open_page(library, View(page, "run", {}), screen)
+        assert body
+        values = controls(body)
+        for plot in PAGES[page].PLOTS:
+            drawn = draw(plot, library, {"run": "run"}, screen, [values.get(key) for key in plot.controls])
+            assert drawn is not None, plot.id
 
 
 # TensorFlow 2, Keras ----------------------------------------------------------------------------------------
@@ -558,6 +577,20 @@ def test_an_import_that_fails_leaves_nothing(
 
     monkeypatch.setattr(EventFile, "__iter__", fail)
     with pytest.raises(OSError, match="Input/output"):
+        import_tensorboard(logged, tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["logs"]
+
+
+def test_a_full_disk_leaves_nothing(logged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = WalWriter.write
+
+    def full(self: WalWriter, *frames: Frame) -> int:
+        if frames[0][0] == "scalars" and b"[4," in bytes(frames[0][1]):
+            raise OSError(28, "No space left on device")
+        return write(self, *frames)
+
+    monkeypatch.setattr(WalWriter, "write", full)
+    with pytest.raises(RunError, match="could not be written whole: make room"):
         import_tensorboard(logged, tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["logs"]
 
