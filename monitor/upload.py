@@ -52,9 +52,9 @@ class Uploader:
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout)
-        if not self._thread.is_alive():
-            return []
         self._given_up.set()
+        if not self._local.is_dir():
+            return []
         try:
             return (self._mirror or Mirror(self._local, self._url)).unsent()
         except (StoreError, OSError):
@@ -68,7 +68,7 @@ class Uploader:
             elif pause:
                 self._given_up.wait(min(pause, 2.0))
             else:
-                self._wake.wait(self._poll)
+                self._wake.wait(1.0 if self._closing.is_set() else self._poll)
             self._wake.clear()
             if self._given_up.is_set():
                 return
@@ -81,7 +81,7 @@ class Uploader:
                 self._failed(error)
 
     def _pass(self) -> bool:
-        """True when everything is there for good."""
+        """True when there is nothing left to do."""
         closing = self._closing.is_set()
         try:
             if self._mirror is None:
@@ -95,8 +95,10 @@ class Uploader:
         if self.problem:
             logger.info("layerwatch can send to %s again", self._url)
             self.problem = None
-        if not closing or not self._mirror.finish():
+        if not closing:
             return False
+        if not self._mirror.finish():  # nobody waits for write-ahead files: they are not sent
+            return all(name.startswith("wal/") for name in self._mirror.unsent())
         if described(self._mirror.local.read("run.json")).get("closed"):
             self._mirror.remove_local()
         return True

@@ -160,6 +160,26 @@ def test_an_outage_loses_nothing_and_blocks_nobody(
     assert not training.spool.exists()
 
 
+def test_a_slow_store_only_delays(server: ObjectServer, tmp_path: Path) -> None:
+    training, over = Training(), threading.Event()
+
+    def stutter() -> None:
+        while not over.wait(0.05):
+            server.freeze()
+            over.wait(0.4)
+            server.thaw()
+
+    stuttering = threading.Thread(target=stutter)
+    stuttering.start()
+    training.steps(60)
+    over.set()
+    stuttering.join()
+    assert training.uploader.problem is None
+    assert training.longest < 0.25
+    assert training.close(tmp_path / "copy") == []
+    assert rows(URL) == rows(tmp_path / "copy")
+
+
 def test_data_that_was_lost_in_silence_is_noticed_at_the_end(server: ObjectServer, tmp_path: Path) -> None:
     training = Training()
     training.steps(20)
@@ -306,25 +326,20 @@ while True:
 """
 
 
-@pytest.mark.parametrize("resumed", [False, True])
-def test_a_killed_training(server: ObjectServer, tmp_path: Path, checkout: Path, resumed: bool) -> None:
+def test_a_killed_training_goes_on(server: ObjectServer, tmp_path: Path, checkout: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(checkout), str(Path(__file__).parent)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     steps = [int(process.stdout.readline()) for _ in range(60)][-1]
     process.send_signal(signal.SIGKILL)
     steps = max([steps, *map(int, process.communicate()[0].split())])
-    if resumed:
-        training = Training(resume=True, first=steps)
-        training.steps(5)
-        assert training.close(tmp_path / "copy") == []
-        steps += 5
-    else:
-        assert send_spool(URL) > 0
+    training = Training(resume=True, first=steps)
+    training.steps(5)
+    assert training.close(tmp_path / "copy") == []
     assert spooled() == []
     stats = rows(URL)["stats"]
-    assert sorted(set(stats["step"].to_pylist())) in (list(range(steps)), list(range(steps + 1)))
-    assert stats.num_rows % 3 == 0
+    assert sorted(set(stats["step"].to_pylist())) == list(range(steps + 5))
+    assert stats.num_rows == (steps + 5) * 3
 
 
 def test_a_training_that_goes_on_cannot_be_sent_from_outside(server: ObjectServer, checkout: Path) -> None:
@@ -355,3 +370,16 @@ def test_what_retention_drops_here_is_dropped_there(server: ObjectServer, tmp_pa
     eventually(lambda: list(store_of(URL).list("stats")) == ["r0-000002.parquet", "r0-000003.parquet"])
     uploader.close(0.1)
     log.close(quick=True)
+
+
+def test_write_ahead_files_that_are_left_are_named_and_not_waited_for(server: ObjectServer) -> None:
+    training = Training()
+    training.steps(3)
+    training.log.close(quick=True)
+    began = time.monotonic()
+    left = training.uploader.close(30.0)
+    assert left == [f"wal/{p.name}" for p in (training.spool / "wal").iterdir()] != []
+    assert time.monotonic() - began < 10
+    assert send_spool(URL) > 0
+    assert rows(URL)["stats"].num_rows == 9
+    assert spooled() == []
