@@ -183,17 +183,26 @@ def _pieces(run: Run, filters: _Filters, table: str) -> Iterator[pa.Table]:
     make = _histograms if table == "histograms" else _stats
     limit = HISTOGRAMS_PIECE if table == "histograms" else PIECE
     tensors = filters.matching(_tensors(run))
-    for kind in [k for k in run.kinds() if k in (filters.kinds or EXPORTED)]:
+    for kind in [k for k in _kinds(run) if k in (filters.kinds or EXPORTED)]:
         for where, steps in _portions(run, kind, tensors, filters.steps, limit):
             yield make(run, kind, where, steps)
             pa.default_memory_pool().release_unused()
 
 
+def _distinct(run: Run, column: str) -> set[Any]:
+    """Values of a column of `stats`, and of what is left of old rows."""
+    return set().union(*(run._log.distinct(table, column) for table in ("stats", *ROLLUPS)))
+
+
+def _kinds(run: Run) -> list[str]:
+    there = _distinct(run, "kind")
+    return [kind for kind in EXPORTED if kind in there]
+
+
 def _tensors(run: Run) -> list[str]:
     """In order of definition; what is not described comes last, by name."""
     depth = {name: place for place, name in reversed(list(enumerate(run._names())))}
-    there = set().union(*(run._log.distinct(table, "tensor") for table in ("stats", *ROLLUPS)))
-    return sorted(there, key=lambda name: (depth.get(name, len(depth)), name))
+    return sorted(_distinct(run, "tensor"), key=lambda name: (depth.get(name, len(depth)), name))
 
 
 def _portions(
@@ -257,21 +266,18 @@ def _scalars(run: Run, filters: _Filters) -> Iterator[pa.Table]:
 
 def _why_empty(run: Run, filters: _Filters, table: str) -> str:
     """Which filter has taken everything."""
-    source = "scalars" if table == "scalars" else "stats"
-    what, names = "tensor", _tensors(run)
-    if source == "scalars":
-        what, names = "scalar", run.scalar_names()
+    what, names = ("scalar", run.scalar_names()) if table == "scalars" else ("tensor", _tensors(run))
     if not names:
-        missing = "scalar" if source == "scalars" else "captured step"
+        missing = "scalar" if what == "scalar" else "captured step"
         return f"the run {run.url} holds no {missing} yet: there is nothing to export"
     if not filters.matching(names):
         pattern = filters.tensor.pattern if filters.tensor else ""
         near = get_close_matches(pattern, names, 3, 0.3) or names[:3]
         return f"{pattern!r} is found in the name of no {what} of {run.url}: there is {', '.join(near)}"
-    if filters.kinds and not set(filters.kinds) & set(run.kinds()):
-        there = [k for k in run.kinds() if k in EXPORTED]
-        return f"{run.url} has no rows of kind {', '.join(filters.kinds)}: it has {', '.join(there)}"
-    steps = run._log.distinct(source, "step")
+    if filters.kinds and not set(filters.kinds) & set(_kinds(run)):
+        there = ", ".join(_kinds(run))
+        return f"{run.url} has no rows of kind {', '.join(filters.kinds)}: it has {there}"
+    steps = run._log.distinct("scalars", "step") if what == "scalar" else _distinct(run, "step")
     if not any(map(filters.steps.holds, steps)):
         low, high = ("" if bound is None else bound for bound in filters.steps)
         span = f"{len(steps):,} steps from {min(steps)} to {max(steps)}"
