@@ -92,6 +92,9 @@ class _Raw:
     @property
     def finite(self) -> NDArray:
         """How many elements are finite; NaN where none is."""
+        return self._once("finite", self._finite)
+
+    def _finite(self) -> NDArray:
         size = self["count"] - self["nans"] - self["pos_infs"] - self["neg_infs"]
         return np.where(size > 0, size, np.nan)
 

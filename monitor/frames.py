@@ -73,14 +73,14 @@ def overview(log: LogReader, kind: str, number: str, max_points: int, order: Seq
     table = finest_table(log, raw, {"kind": [kind]}, None, max_points)
     frame = stats_frame(table, kind, columns)
     codes, words = codes_of(table["tensor"])
-    present = np.unique(codes)
+    present = np.flatnonzero(np.bincount(codes, minlength=len(words)))
     place = _places(words, order)
     names = sorted((words[c] for c in present), key=lambda name: place[name])
     line = np.zeros(len(words), np.int64)
     depth = {name: number for number, name in enumerate(names)}
     line[present] = [depth[words[code]] for code in present]
     step, last = table["step"].to_numpy(), table["last_step"].to_numpy()
-    steps, column = np.unique(step, return_inverse=True)
+    column, steps = pd.factorize(step, sort=True)
     last_steps = steps.copy()
     np.maximum.at(last_steps, column, last)
     shown = np.full((2, len(names), len(steps)), np.nan)
