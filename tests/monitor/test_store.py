@@ -135,7 +135,7 @@ def test_parts_are_read_in_blocks_that_stay(bucket: RemoteStore, object_server: 
     assert read(BLOCK - 5, 10) == 4
     assert read(0, 4 * BLOCK) == 5  # what is missing at once
     assert read(0, len(content)) == 6
-    bucket.put("stats/r0-000001.parquet", content[::-1])  # of the same size
+    bucket.put("stats/r0-000001.parquet", content[::-1] + b"more")
     bucket.refresh()
     with bucket.open("stats/r0-000001.parquet") as file:
         assert file.read_at(9, 0) == content[::-1][:9]
