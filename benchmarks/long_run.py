@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from layerwatch.monitor import Run
 from layerwatch.monitor.bins import KEPT, roll_up_run, thin_out
 from layerwatch.monitor.compact import never
-from layerwatch.monitor.log import write_json
+from layerwatch.monitor.description import write_json
 from layerwatch.monitor.parts import PartWriter
 from layerwatch.monitor.schema import FACTORS, ROLLUP, SCHEMA_VERSION, SCHEMAS, TABLES, rollup_table
 from layerwatch.monitor.spans import Span
@@ -80,7 +80,7 @@ def write_parts(run: Path, names: list[str], kinds: list[str], first: int, captu
     for table in TABLES:
         (run / table).mkdir(parents=True, exist_ok=True)
     per_file = max(1, PER_FILE // len(kinds))
-    for number, start in enumerate(range(0, captures, per_file), 1):
+    for number, start in enumerate(range(0, captures, per_file), first // per_file + 1):
         span = Span("r0", number, number)
         size = min(per_file, captures - start)
         for table in TABLES:
@@ -153,7 +153,7 @@ def read_back(run: Path, names: list[str], captures: int) -> None:
           f"{meta.num_row_groups} row groups, footer {meta.serialized_size / 1e6:.2f} MB")  # fmt: skip
     tensor, kind, step = names[len(names) // 2 + 1], KINDS[0], captures // 2 * 10
     one = [("tensor", "=", tensor), ("kind", "=", kind)]
-    narrow = ["step", "tensor", "kind", "captures", "count", "sum", "sum_sq", "min", "max", "nans"]
+    narrow = ["step", "tensor", "kind", "sum_sq", "captures", "count", "nans"]
     where = f"FROM '{part}' WHERE kind = '{kind}' AND"
     chosen = ", ".join(narrow)
     database = duckdb.connect()
@@ -180,7 +180,7 @@ def read_back(run: Path, names: list[str], captures: int) -> None:
         ("Run.stats, opened", lambda: Run(run).stats(kind, columns=["norm"], steps=(step, step)), "< 100"),
     ]
     for tool, query, target in every:
-        line(f"one step of {len(names):,} tensors, one kind", tool, timed(query), target)
+        line(f"one step of {len(names):,} tensors, {len(narrow)} columns", tool, timed(query), target)
     steps = cycle(range(0, 10 * captures, 10))
     another = partial(opened.stats, kind, columns=["norm"])
     line("", "Run.stats, another one", timed(lambda: another(steps=(s := next(steps), s))), "< 100")
@@ -226,7 +226,8 @@ def long(folder: Path, names: list[str], captures: int) -> None:
             part.write(rows)
         advance_levels(run, (span.last + 1) * FACTORS[0])
     used = time.process_time() - start - making
-    merge_parts(run, "stats", "r0", whole=True, stop=never)
+    for table in TABLES:
+        merge_parts(run, table, "r0", whole=True, stop=never)
     line("writing, rolling up, merging, removing", "CPU", f"{used:.0f} s")
     total = 0
     for table in SCHEMAS:
