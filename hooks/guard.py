@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ class Guard:
                     termination.go_on()
 
         return guarded if traced else untraced(guarded)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """The same account of time for what the user calls."""
+        self._cadence.enter()
+        try:
+            yield
+        finally:
+            self._cadence.leave()
+            if termination.asked:
+                termination.go_on()
 
     @property
     def forked(self) -> bool:

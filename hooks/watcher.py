@@ -118,7 +118,8 @@ class Watcher:
         if not self._open or not values or self._guard.forked:
             return
         try:
-            self._follower.scalars.add(self.step, values)
+            with self._guard.working():
+                self._follower.scalars.add(self.step, values)
         except Exception as error:  # a full disk, say: what the user logged is lost, the training is not
             self._open = False
             self._fail(error)

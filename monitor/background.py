@@ -34,6 +34,7 @@ class Background:
         self._complete = 0
         self._pause, self._retry_at = RETRY_SECONDS, 0.0
         self._wake = threading.Condition()
+        self._given_up = False
         self.stopping = False
         #: CPU time of the thread so far, in seconds.
         self.seconds = 0.0
@@ -42,8 +43,8 @@ class Background:
 
     @property
     def waiting(self) -> int:
-        """Bytes of finished files that are not Parquet yet."""
-        return sum(size for _, size in self._queue)
+        """Bytes of finished files that are to become Parquet."""
+        return 0 if self._given_up else sum(size for _, size in self._queue)
 
     def put(self, span: Span, size: int, complete: int) -> None:
         """A file is finished."""
@@ -64,7 +65,7 @@ class Background:
         synced = time.monotonic()
         while not self.stopping:
             with self._wake:
-                due = bool(self._queue) and time.monotonic() >= self._retry_at
+                due = bool(self._queue) and time.monotonic() >= self._retry_at and not self._given_up
                 if not due and not self.stopping:
                     self._wake.wait(
                         min(self._sync_seconds, self._pause) if self._queue else self._sync_seconds
@@ -72,7 +73,7 @@ class Background:
             if time.monotonic() - synced >= self._sync_seconds:
                 self._try(self._sync)
                 synced = time.monotonic()
-            if self._queue and time.monotonic() >= self._retry_at and not self.stopping:
+            if self._queue and time.monotonic() >= self._retry_at and not (self.stopping or self._given_up):
                 self._work_off()
             self.seconds = time.thread_time()
 
@@ -95,6 +96,6 @@ class Background:
             return False
         except Exception:
             logger.exception("layerwatch leaves the log as it is: it can be read, and compacted later")
-            self._retry_at = float("inf")
+            self._given_up = True
             return False
         return True

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
 import zlib
+from pathlib import Path
 from typing import Any
 
 from .errors import RunError, StoreError
@@ -38,6 +41,18 @@ _ENTRIES: dict[str, dict[str, tuple[type, ...]]] = {
     },
     "modules": {"module": (str,), "type": (str,)},
 }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write whole, then rename: a reader sees the old file or the new one.
+
+    The second line is `"checksum"`: the CRC-32, 8 hexadecimal digits, of the text without that line.
+    """
+    text = json.dumps(content, indent=1, default=str)
+    checksum = f' "checksum": "{zlib.crc32(text.encode()):08x}",\n'
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary.write_text(text.replace("{\n", "{\n" + checksum, 1))
+    os.replace(temporary, path)
 
 
 def describe(store: Store) -> tuple[dict[str, Any], str | None]:

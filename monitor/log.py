@@ -12,11 +12,9 @@ at which a row is missing or double, and nothing but names has to agree.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +24,16 @@ import pyarrow as pa
 
 from .background import Background
 from .compact import advance, compact
+from .description import describe, write_json
 from .errors import RunError, RunExistsError
 from .journal import Journal, make_folders
 from .process import alive, started
 from .schema import GIVEN, SCHEMA_VERSION, TABLES
 from .spans import Span
+from .store import store_of
 from .wal import Frame, batch_frame, rows_frame
 
-#: A write-ahead file is turned into Parquet at this size, or at an age of 30 s or a tenth of the run's age.
+#: A write-ahead file is turned into Parquet at this size, or at an age of 30 s or a tenth of the session's.
 SEGMENT_BYTES = 32 << 20
 SEGMENT_SECONDS = 30.0
 #: Parts are merged at close up to this size in all; more is left to `layerwatch compact`.
@@ -44,18 +44,6 @@ BACKLOG_BYTES = 8 * SEGMENT_BYTES
 SLOW_SECONDS, WRITE_SHARE = 0.25, 0.1
 #: Rows of a step may come while so many later captures are written already.
 LATE_CAPTURES = 2
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write whole, then rename: a reader sees the old file or the new one.
-
-    The second line is `"checksum"`: the CRC-32, 8 hexadecimal digits, of the text without that line.
-    """
-    text = json.dumps(content, indent=1, default=str)
-    checksum = f' "checksum": "{zlib.crc32(text.encode()):08x}",\n'
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text.replace("{\n", "{\n" + checksum, 1))
-    os.replace(temporary, path)
 
 
 class LogWriter:
@@ -115,30 +103,25 @@ class LogWriter:
                 f"expected a folder that the run can be written to, but {path} cannot be used "
                 f"({error.strerror or error}): choose another run=, or make room"
             ) from None
-        self._opened = time.monotonic()
+        self._begun = self._opened = time.monotonic()
         self._background = Background(self._sync, self._advance, sync_seconds)
 
     def _claim(self, resume: bool) -> dict[str, Any]:
-        """The run.json that is there, as far as it can be read."""
+        """The run.json that is there, if it is sound."""
         path = self.path
         if path.exists() and not path.is_dir():
             raise RunError(f"expected a folder for the run, but {path} is a file: choose another run=")
-        try:
-            old = json.loads((path / "run.json").read_text())
-        except FileNotFoundError:
-            old = None
-        except (OSError, ValueError):
-            old = {}
-        if self.writer != "r0":
-            return old or {}
-        if old is not None and not resume:
+        there = (path / "run.json").exists() or self._last_number() > 0
+        if there and not resume and self.writer == "r0":
             raise RunExistsError(
                 f"the run {path} exists already: "
                 "pass resume=True to continue it, or another run= to start a new one"
             )
-        if old is None and resume:
+        if resume and not there:
             raise RunError(f"expected a run to resume at {path}, found none: drop resume=True to start it")
-        old = old if isinstance(old, dict) else {}
+        old = describe(store_of(path))[0] if there else {}
+        if self.writer != "r0":
+            return old
         here = not old.get("closed") and old.get("host") == socket.gethostname()
         if here and old.get("pid") != os.getpid() and alive(old.get("pid"), old.get("process_started")):
             raise RunError(
@@ -174,7 +157,7 @@ class LogWriter:
     def _write_info(self) -> None:
         if self.writer == "r0":
             self._info_written = False
-            write_json(self.path / "run.json", self.info)
+            write_json(self.path / "run.json", dict(self.info))
             self._info_written = True
 
     # Rows
@@ -285,7 +268,7 @@ class LogWriter:
         if self._together is not None:
             return
         now, size = time.monotonic(), self._journal.size
-        due = self._rotate_seconds or max(SEGMENT_SECONDS, 0.1 * (time.time() - self.info["created"]))
+        due = self._rotate_seconds or max(SEGMENT_SECONDS, 0.1 * (now - self._begun))
         if size > SEGMENT_BYTES or (now - self._opened > due and not self._background.waiting):
             self._opened = now
             with contextlib.suppress(OSError):  # the old file goes on

@@ -81,6 +81,7 @@ class PartWriter:
         self._captures: Captures = {}
 
     def __enter__(self) -> PartWriter:
+        self.target.parent.mkdir(exist_ok=True)  # copies of runs lack folders that were empty
         self._sink = pa.OSFile(str(self._temporary), "wb")
         strings = [f.name for f in self._schema if pa.types.is_string(f.type)]
         self._writer = pq.ParquetWriter(

@@ -20,7 +20,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from layerwatch import Run, watch
 from layerwatch.cli import build_parser, main
-from layerwatch.monitor.log import write_json
+from layerwatch.monitor.description import write_json
 
 COMMANDS = ("demo", "dashboard", "check", "runs", "export", "compact", "upload", "import-tensorboard")
 FINDING = {"run", "problem", "severity", "layers", "first_step", "last_step", "summary", "evidence", "advice"}

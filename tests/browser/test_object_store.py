@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from layerwatch import Run
-from layerwatch.monitor.log import write_json
+from layerwatch.monitor.description import write_json
 from layerwatch.monitor.mirror import Mirror
 from tests.browser.conftest import start, stop
 from tests.browser.reading import array, traces, until

@@ -164,7 +164,7 @@ def test_what_resume_takes(tmp_path: Path, resume: Any, error: type[Exception], 
 def test_what_run_json_knew_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "run"
     checkpointed(path, torch.optim.SGD, 3, 3)
-    from layerwatch.monitor.log import write_json
+    from layerwatch.monitor.description import write_json
 
     write_json(
         path / "run.json", {**Run(path).info, "accidents": [{"step": 1, "kind": "loss_spike"}], "mine": 1}

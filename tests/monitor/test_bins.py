@@ -20,7 +20,7 @@ from made_logs import TENSORS, info, row, values_at
 
 from layerwatch.monitor import bins, compact, summarise, tiers
 from layerwatch.monitor.compact import advance
-from layerwatch.monitor.log import write_json
+from layerwatch.monitor.description import write_json
 from layerwatch.monitor.parts import DamagedError, PartWriter, open_part, write_part
 from layerwatch.monitor.reader import LogReader
 from layerwatch.monitor.rollup import roll_up

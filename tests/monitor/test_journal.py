@@ -440,3 +440,28 @@ def test_writers_of_one_run_never_share_a_file(tmp_path: Path) -> None:
     assert sorted(table["step"]) == sorted(step for step in (0, 1, 2, 3, 10, 11) for _ in TENSORS)
     assert set(table["session"]) == {0, 1}
     assert Run(tmp_path / "a").problems == {}
+
+
+def test_an_error_of_ours_in_the_background_leaves_the_log_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is lost, nothing is left out: what is not Parquet stays in write-ahead files."""
+    monkeypatch.setattr(log_module, "SEGMENT_BYTES", 5_000)
+    monkeypatch.setattr(log_module, "BACKLOG_BYTES", 5_000)
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(log_module, "advance", broken)
+    log = LogWriter(tmp_path / "a", info())
+    for step in range(20):
+        write_step(log, step)
+        deadline = time.monotonic() + 20
+        while not log.has_room(step + 1) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert captured(tmp_path / "a") == list(range(20))
+    assert len([r for r in caplog.records if "compacted later" in r.message]) == 1
+    monkeypatch.undo()
+    log.close()
+    assert captured(tmp_path / "a") == list(range(20))
+    assert not list((tmp_path / "a" / "wal").iterdir())

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from made_logs import TENSORS, assert_complete, counted, info, make_run, stats_b
 
 from layerwatch.monitor import LogWriter, Run, RunError, RunExistsError, compact
 from layerwatch.monitor import log as log_module
+from layerwatch.monitor.description import write_json
+from layerwatch.monitor.schema import SCHEMA_VERSION
 from layerwatch.monitor.spans import Span, spans
 
 # Claiming a folder ------------------------------------------------------------------------------------------
@@ -184,3 +187,40 @@ def test_a_batch_is_the_unit_of_writing(tmp_path: Path) -> None:
     log.stats(stats_batch([1]))
     os.truncate(wal, size + (wal.stat().st_size - size) * 3 // 4)
     assert set(Run(tmp_path / "a").stats("weight")["step"]) == {0}
+
+
+def test_a_run_without_run_json_is_a_run(tmp_path: Path) -> None:
+    """It is neither mixed with another one nor given up."""
+    path = make_run(tmp_path / "a", 2)
+    (path / "run.json").unlink()
+    with pytest.raises(RunExistsError):
+        LogWriter(path, info())
+    log = LogWriter(path, info(), resume=True)
+    write_step(log, 2)
+    log.close()
+    assert log.session == 1
+    assert_complete(path, 3)
+
+
+def test_a_run_of_a_newer_layerwatch_is_not_resumed(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", 1)
+    write_json(path / "run.json", {**Run(path).info, "schema_version": SCHEMA_VERSION + 1})
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    with pytest.raises(RunError, match="upgrade"):
+        LogWriter(path, info(), resume=True)
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+
+
+def test_a_session_rotates_by_its_own_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by that of a run that was begun last year."""
+    path = make_run(tmp_path / "a", 1)
+    write_json(path / "run.json", {**Run(path).info, "created": 1.0})
+    log = LogWriter(path, info(), resume=True)
+    write_step(log, 1)
+    later = time.monotonic() + log_module.SEGMENT_SECONDS + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    write_step(log, 2)
+    assert log._journal.span.last == 3
+    monkeypatch.undo()
+    log.close()
+    assert Run(path).info["created"] == 1.0

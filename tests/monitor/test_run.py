@@ -20,7 +20,7 @@ import torch
 from made_logs import PERIOD, START, TENSORS, info, make_run, row, stats_batch, values_at, write_step
 
 from layerwatch.monitor import LogWriter, Run, RunError, Summary, derive, merge, summarise
-from layerwatch.monitor.log import write_json
+from layerwatch.monitor.description import write_json
 from layerwatch.monitor.process import started
 from layerwatch.monitor.schema import STATS, VALUES
 

@@ -8,7 +8,7 @@ import pytest
 from made_logs import make_run
 
 from layerwatch.monitor import RunError, StoreError, open_runs, scan_runs
-from layerwatch.monitor.log import write_json
+from layerwatch.monitor.description import write_json
 from layerwatch.monitor.mirror import Mirror
 from tests.object_server import ObjectServer
 

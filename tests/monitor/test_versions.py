@@ -14,7 +14,7 @@ import pytest
 from made_logs import TENSORS, make_run
 
 from layerwatch.monitor import SCHEMA_VERSION, Run, RunError, compact
-from layerwatch.monitor.log import write_json
+from layerwatch.monitor.description import write_json
 from layerwatch.monitor.wal import WalReader, encode
 
 DATA = Path(__file__).parents[1] / "data"
