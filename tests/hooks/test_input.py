@@ -164,8 +164,8 @@ def test_a_run_without_a_name_goes_below_runs(tmp_path: Path) -> None:
     first.close()
     second.close()
     assert first.run != second.run
-    assert {first.run.parent, second.run.parent} == {Path("runs")}
-    assert Run(first.run).info["name"] == first.run.name
+    assert {Path(first.run).parent, Path(second.run).parent} == {Path("runs")}
+    assert Run(first.run).info["name"] == Path(first.run).name
 
 
 def test_run_json_says_what_is_needed_to_repeat_the_training(tmp_path: Path) -> None:
