@@ -24,12 +24,24 @@ _LEVELS = ("stats", *(rollup_table(factor) for factor in FACTORS))
 _STEP = 16
 
 
-def roll_up_run(run: Path, writer: str, complete: Mapping[int, int], *, final: bool, stop: Stop) -> None:
+def roll_up_run(
+    run: Path,
+    writer: str,
+    complete: Mapping[int, int],
+    *,
+    over: bool,
+    keep: str,
+    stop: Stop,
+    only: int | None = None,
+) -> None:
     """Write the bins that are complete and not written yet, of all levels and sessions of a writer.
 
     Args:
         complete: session -> captures, from the first, that have all their rows; of other sessions all have.
-        final: write also the last, partial bins of sessions that later ones followed.
+        over: the current session has ended, as all others have. Of what has ended the last, partial bins are
+            written, too, so that overviews need no finer rows: of levels that have a complete one, or of
+            all where full rows are not kept.
+        only: leave other sessions than this alone: not all that they wrote is in parts.
 
     Raises:
         Stopped, OSError: nothing is lost.
@@ -40,12 +52,13 @@ def roll_up_run(run: Path, writer: str, complete: Mapping[int, int], *, final: b
         for session, (_, last) in part.captures.items():
             ends[session] = max(ends.get(session, 0), last + 1)
     sessions = sorted({*ends, *_sessions(run, writer)})
-    for session in sessions:
-        over = final and session < max([*sessions, *complete])
+    for session in [s for s in sessions if only in (None, s)]:
+        ended = over or session < max([*sessions, *complete])
         known = ends.get(session, 0)
         available = min(known, complete.get(session, known))
         for level in range(1, len(_LEVELS)):
-            count = available // _STEP + (over and available % _STEP > 0)
+            partial = ended and available % _STEP > 0 and (available > _STEP or keep == "rollup")
+            count = available // _STEP + partial
             available = _fill(run, writer, session, level, count, stop)
 
 

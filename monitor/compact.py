@@ -39,6 +39,7 @@ def advance(
     *,
     session: int,
     complete: int,
+    over: bool = False,
     keep: str = "full",
     stop: Stop = never,
 ) -> None:
@@ -50,6 +51,7 @@ def advance(
         segments: its write-ahead files that are finished; with them, older ones of its earlier sessions,
             as far as no other process of this name still writes them.
         session: the current one. complete: captures of it, from the first, that have all their rows.
+        over: the session has ended.
         keep: "full", or "rollup": old rows are removed once a roll-up holds them.
         stop: asked between files and between row groups; true ends the work early.
 
@@ -59,8 +61,17 @@ def advance(
     newest = max((s.last for s in segments), default=0)
     try:
         files = [s for s in spans(run / "wal", ".wal") if s.writer == writer and s.last <= newest]
-        _absorb(run, writer, [s for s in files if s in segments or not _in_use(run, s)], stop)
-        roll_up_run(run, writer, {session: complete}, final=keep == "rollup", stop=stop)
+        theirs = [s for s in files if s not in segments and _in_use(run, s)]
+        _absorb(run, writer, [s for s in files if s not in theirs], stop)
+        roll_up_run(
+            run,
+            writer,
+            {session: complete},
+            over=over,
+            keep=keep,
+            only=session if theirs else None,
+            stop=stop,
+        )
         _merge_all(run, writer, stop=stop)
         if keep == "rollup":
             thin_out(run, writer)
@@ -92,7 +103,7 @@ def compact(run: Path, *, writer: str | None = None, limit: int | None = None, s
             if writer is None:
                 files = [span for span in spans(run / "wal", ".wal") if span.writer == name]
                 replaced += _absorb(run, name, files, stop)
-                roll_up_run(run, name, {}, final=_keep(run) == "rollup", stop=stop)
+                roll_up_run(run, name, {}, over=True, keep=_keep(run), stop=stop)
             replaced += _merge_all(run, name, limit=limit, whole=True, stop=stop)
             if _keep(run) == "rollup":
                 thin_out(run, name)

@@ -133,8 +133,7 @@ class LogWriter:
     def _last_session(self) -> int:
         from .reader import LogReader
 
-        sessions = LogReader(self.path).table("events", ["session"])["session"]
-        return int(np.max(sessions.to_numpy(), initial=0))
+        return max(LogReader(self.path).starts, default=0)
 
     def _last_number(self) -> int:
         folders = [self.path / folder for folder in ("wal", "damaged", *TABLES)]
@@ -307,7 +306,7 @@ class LogWriter:
 
     def _advance_all(self, segments: Sequence[Span]) -> None:
         advance(
-            self.path, self.writer, segments, session=self.session, complete=self._captures,
+            self.path, self.writer, segments, session=self.session, complete=self._captures, over=True,
             keep=self.keep,
         )  # fmt: skip
         compact(self.path, writer=self.writer, limit=MERGE_BYTES)

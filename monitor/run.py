@@ -21,7 +21,7 @@ from .frames import Overview, by_tensor, finest_table, found_tensors, latest_sta
 from .process import alive
 from .reader import LogReader
 from .scan import Between
-from .schema import KINDS
+from .schema import KINDS, ROLLUPS
 from .store import store_of
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Run:
     @_cached
     def kinds(self) -> list[str]:
         """The kinds of rows this run holds."""
-        present = self._log.distinct("stats", "kind")
+        present = set().union(*(self._log.distinct(table, "kind") for table in ("stats", *ROLLUPS)))
         return [kind for kind in KINDS if kind in present]
 
     @_cached
