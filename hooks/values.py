@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..monitor.bins import KEPT
 from ..monitor.log import LogWriter
+from ..monitor.schema import FACTORS
 from .statistics import Array, array_of
 from .tensors import WatchedTensor
 
@@ -27,11 +29,18 @@ class Values:
     def __init__(self, log: LogWriter) -> None:
         self._log = log
         self._written = self._units_used = self._used = 0.0  # bytes
+        self._captures = 0
         self._last_step: int | None = None
 
     def captured(self, rows: int) -> None:
-        """So many rows of statistics were written: they pay for values."""
-        self._written += rows * STATS_ROW_BYTES / (1 - WEIGHTS_SHARE - UNITS_SHARE)
+        """A capture was written, with so many rows of statistics: they pay for values. Where old captures are
+        merged, later ones pay as little as will be left of them."""
+        self._captures += 1
+        merged = 1
+        if self._log.keep == "rollup":
+            pairs = zip(FACTORS, (1, *FACTORS), strict=False)
+            merged = max([factor for factor, finer in pairs if self._captures > KEPT * finer], default=1)
+        self._written += rows / merged * STATS_ROW_BYTES / (1 - WEIGHTS_SHARE - UNITS_SHARE)
 
     def store(
         self, step: int, time: float, tensors: Sequence[WatchedTensor], kind: str = "weight",

@@ -99,3 +99,23 @@ def test_one_step_is_stored_once(tmp_path: Path) -> None:
     assert len(keys) == len(set(keys)) == 8  # four tensors, before and after
     assert Run(tmp_path / "run").values("0.bias")[0].tolist() == [0]
     assert run.last_step == 0
+
+
+def test_a_bounded_log_has_bounded_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is merged later leaves little that could pay for values."""
+    from layerwatch.hooks import values
+
+    monkeypatch.setattr(values, "KEPT", 10)
+    kept = {}
+    for keep in ("full", "rollup"):
+        model = nn.Sequential(*[m for _ in range(8) for m in (nn.Linear(32, 32), nn.ReLU())])
+        run = watched_training(
+            tmp_path / keep, model, torch.optim.SGD(model.parameters(), 0.01), 300, watching={"keep": keep},
+            data=lambda s: batch(s, 8, 32),
+        )  # fmt: skip
+        steps, _ = run.values("0.bias")
+        kept[keep] = steps.tolist()
+        assert (steps[0], steps[-1]) == (0, 299)
+    assert kept["rollup"][:2] == kept["full"][:2]
+    assert len(kept["full"]) > 20
+    assert len(kept["rollup"]) < len(kept["full"]) / 4
