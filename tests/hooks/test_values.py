@@ -108,14 +108,15 @@ def test_a_bounded_log_has_bounded_values(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(values, "KEPT", 10)
     kept = {}
     for keep in ("full", "rollup"):
-        model = nn.Sequential(*[m for _ in range(8) for m in (nn.Linear(32, 32), nn.ReLU())])
+        model = nn.Sequential(*[m for _ in range(8) for m in (nn.Linear(64, 64), nn.ReLU())])
         run = watched_training(
             tmp_path / keep, model, torch.optim.SGD(model.parameters(), 0.01), 300, watching={"keep": keep},
-            data=lambda s: batch(s, 8, 32),
+            data=lambda s: batch(s, 8, 64),
         )  # fmt: skip
         steps, _ = run.values("0.bias")
         kept[keep] = steps.tolist()
         assert (steps[0], steps[-1]) == (0, 299)
-    assert kept["rollup"][:2] == kept["full"][:2]
+    early = [step for step in kept["full"] if step < 10]
+    assert kept["rollup"][: len(early)] == early
     assert len(kept["full"]) > 20
     assert len(kept["rollup"]) < len(kept["full"]) / 4
