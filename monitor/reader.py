@@ -15,7 +15,7 @@ from .errors import RunError, StoreError
 from .files import LogFiles, first_line
 from .parts import captures_of
 from .scan import Between, Part, Where, coded, encoded, keep
-from .schema import ROLLUPS, SCHEMAS
+from .schema import FACTORS, ROLLUPS, SCHEMAS
 from .sessions import Cut, Start
 from .spans import Span
 from .store import Store
@@ -185,6 +185,7 @@ class LogReader(LogFiles):
         found = [
             (span.writer, rows)
             for span, part in self._each(name)
+            if _may_hold(name, span, where.get("capture"))
             for rows in self._guarded(name, part, lambda p, groups: p.read(columns, where, groups, cut))
         ]
         for writer, rows in self._live(name):
@@ -251,3 +252,13 @@ class LogReader(LogFiles):
                     if reader.tables[name] and not any(p.covers(span) for p in parts)
                 ]
             return self._kept["live", name]
+
+
+def _may_hold(table: str, span: Span, captures: Any) -> bool:
+    """Whether a file can hold such captures, as its name tells of a roll-up: it need not be opened then."""
+    if table not in ROLLUPS or not isinstance(captures, Between):
+        return True
+    factor = FACTORS[ROLLUPS.index(table)]
+    first, last = span.first * factor, (span.last + 1) * factor - 1
+    before = captures.low is not None and last < captures.low
+    return not (before or (captures.high is not None and first > captures.high))

@@ -77,9 +77,7 @@ class Part:
             )
             self._places = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
             # Format version 1 has no such columns: what `schema.upgrade` fills in.
-            self._absent = {
-                f.name for f in self._schema if f.name not in footer.schema.to_arrow_schema().names
-            }
+            self._absent = set(self._schema.names).difference(footer.schema.to_arrow_schema().names)
             self._footer, self._head = footer, head
         elif head != self._head:
             raise FileNotFoundError(f"{self.name} was replaced")
