@@ -15,6 +15,7 @@ from layerwatch import Run
 
 TRAINING = """
 import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
 import torch
 from layerwatch import watch
 {before}
