@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from trainings import mlp
+from trainings import mlp, train
 
 from layerwatch import Run, watch
 from layerwatch.monitor import RunExistsError
@@ -26,14 +26,6 @@ URL = "s3://bucket/group/exp1"
 def server(object_server: ObjectServer) -> ObjectServer:
     object_server.make_bucket()
     return object_server
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    for _ in range(steps):
-        loss = model(torch.randn(4, 8)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
 
 def trained(run: str | Path, steps: int = 6, **options: object) -> tuple[nn.Module, torch.optim.Optimizer]:
