@@ -188,8 +188,12 @@ class LogWriter:
     def begin(self, first_step: int) -> None:
         """The training starts, or goes on, at this step; what earlier sessions logged from there on is done
         again."""
-        event = "restart" if self.session else "start"
-        self.event(first_step, event, f"process {os.getpid()} on {socket.gethostname()}")
+        where = f"process {os.getpid()} on {socket.gethostname()}"
+        if self.session:
+            again = "steps logged before from there on are superseded"
+            self.event(first_step, "restart", f"goes on at step {first_step}, {where}; {again}")
+        else:
+            self.event(first_step, "start", where)
 
     def stats(self, batch: pa.RecordBatch) -> None:
         """Append rows of `schema.GIVEN["stats"]`: on disk (page cache) when this returns."""
