@@ -134,8 +134,8 @@ class Watcher:
             return
         self._open = False
         atexit.unregister(self.close)
-        termination.unlisten(self)
         try:
+            termination.unlisten(self)
             self._guard(self._follower.finish)()
             self._guard(self._follower.recorder.close)()
             if not self._guard.failed:
@@ -144,9 +144,9 @@ class Watcher:
             self._log.update_info(cadence=self._cadence.describe())
             self._log.event(self.step, "close", self._cadence.words())
             self._log.close()
+            self._send()
         except Exception as error:  # the rows are in the write-ahead files, and stay there
             self._fail(error)
-        self._send()
         self._live.report()
 
     def terminate(self) -> bool:
