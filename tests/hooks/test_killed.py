@@ -87,20 +87,25 @@ def test_a_killed_training_is_readable_up_to_its_last_step(
 
 def killed_and_resumed(path: Path, checkout: Path, delays: list[float]) -> None:
     """Parts, merged parts and roll-ups of several sessions, each of which ended anywhere."""
+    returned: set[int] = set()
     for number, delay in enumerate(delays):
         last = kill_at(path, checkout, delay, *["resume"][: number > 0])
         run = Run(path)
         assert run.problems == {}
+        # A step in which the process died may have left a scalar: the next session goes on behind it.
+        returned |= set(range(run.sessions()["first_step"].iloc[-1], last + 1))
         for kind in ("weight", "gradient", "update"):
             frame = run.stats(kind)
             assert not frame.duplicated(["step", "tensor"]).any(), kind
-            steps = sorted(set(frame["step"]))
-            assert set(range(0, last + 1, 2)) <= set(steps), kind
+            steps = set(frame["step"])
+            assert {step for step in returned if step % 2 == 0} <= steps, kind
             assert len(frame) == 4 * len(steps), kind
             highest = run.overview(kind, "norm", max_points=8).highest
             assert highest.max() == pytest.approx(frame["norm"].max(), rel=1e-12), kind
         losses = run.scalars("train_loss")["step"].tolist()
-        assert losses[: last + 1] == list(range(last + 1))
+        assert returned <= set(losses)
+        assert len(losses) == len(set(losses))
+    assert len(returned) >= last + 1 - len(delays)
     assert Run(path).sessions()["session"].tolist() == list(range(len(delays)))
     before = Run(path).stats("weight")
     compact(path)
