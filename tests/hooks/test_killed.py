@@ -88,6 +88,7 @@ def test_a_killed_training_is_readable_up_to_its_last_step(
 def killed_and_resumed(path: Path, checkout: Path, delays: list[float]) -> None:
     """Parts, merged parts and roll-ups of several sessions, each of which ended anywhere."""
     returned: set[int] = set()
+    last = -1
     for number, delay in enumerate(delays):
         last = kill_at(path, checkout, delay, *["resume"][: number > 0])
         run = Run(path)

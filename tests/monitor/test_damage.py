@@ -65,7 +65,10 @@ def check(original: Original, name: str) -> bool:
     frame = run.stats("update")
     assert np.isfinite(frame["norm"]).all()
     seen = run.overview("weight", max_points=8)
-    run.tensors(), run.events(), run.sessions(), run.kinds(), run.scalars("lr"), run.values("0.bias")
+    for read in (run.tensors, run.events, run.sessions, run.kinds):
+        read()
+    run.scalars("lr")
+    run.values("0.bias")
     problems = run.problems
     assert set(problems) <= {name}, problems
     if not problems:
@@ -213,7 +216,9 @@ def test_a_folder_of_the_log_replaced_by_a_file(tmp_path: Path) -> None:
         shutil.rmtree(path / folder)
         (path / folder).write_text("mine")
         run = Run(path)
-        run.stats("weight"), run.overview("weight"), run.events()
+        run.stats("weight")
+        run.overview("weight")
+        run.events()
         assert list(run.problems) == [folder]
         assert run.scalars("lr")["step"].tolist() == list(range(60 if folder != "wal" else 40))
 
@@ -244,7 +249,9 @@ def test_files_that_may_not_be_read_are_named() -> None:
                 with without_rights():
                     run = Run(path)
                     shown = run.stats("weight", columns=["step", "norm"])
-                    run.overview("weight", max_points=8), run.scalars("lr"), run.values("0.bias")
+                    run.overview("weight", max_points=8)
+                    run.scalars("lr")
+                    run.values("0.bias")
                 assert list(run.problems) == [file.relative_to(path).as_posix()]
                 assert len(shown) <= len(whole)
                 if file.parent.name not in ("stats", "wal", "a"):
