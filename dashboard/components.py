@@ -53,6 +53,14 @@ def graph(name: str, title: str, height: int, style: Style) -> html.Div:
     return html.Div(plot, role="group", **aria(title))  # pyright: ignore[reportArgumentType]
 
 
+def toolbar(view: View, *controls: Any) -> html.Div:
+    """The controls of a page of plots over steps, with the zoomed step range among them."""
+    zoomed = html.Button(
+        "", id="range-chip", className="pill hidden", title="Back to the whole run (or double-click a plot)"
+    )
+    return html.Div([*controls, zoomed, hidden(view, "range")], className="toolbar")
+
+
 def card(title: str, explain: str, *children: Any, tools: Sequence[Any] = ()) -> html.Section:
     """A titled box. `explain` says in one line how to read what is in it."""
     head = html.Div(

@@ -1,16 +1,16 @@
-"""What a page declares of a plot, and the one callback that draws any of them."""
+"""What a page declares of a plot, the card around it, and the one callback that draws any of them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dash import Dash, Input, Output, State
+from dash import Dash, Input, Output, State, html
 
 from ..monitor import RunError
-from .components import state_id
+from .components import graph, state_id
 from .figures.theme import TEMPLATES, Figure, Style, message, style_of
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .queries import Library
 
 log = logging.getLogger(__name__)
+#: What every plot over steps follows besides its own controls.
+ON_STEPS = ("range",)
+FILES = (("png", "PNG picture"), ("svg", "SVG picture"), ("csv", "CSV data"), ("parquet", "Parquet data"))
 
 
 @dataclass(frozen=True)
@@ -38,32 +41,108 @@ class Scene:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot's id, the controls it depends on (their keys) and the function that draws it."""
+    """A plot of a page."""
 
     id: str
-    controls: tuple[str, ...]
+    title: str
+    explain: str  # how to read it, in a line under the title
     draw: Callable[[Scene], Figure]
+    own: tuple[str, ...] = ()  # the controls it follows (their keys), without those of every plot over steps
+    good: str = ""  # what a healthy run looks like here, shown on hover
+    bad: str = ""  # what trouble looks like
+    height: int = 300
     keep: tuple[str, ...] = ()  # controls that reset the zoom when they change
     judged: bool = False  # shows findings, so new ones are a reason to draw again
+    on_steps: bool = True  # steps run across: a drag in it zooms all such plots of the page
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The keys of all controls it follows."""
+        return self.own + tuple(key for key in ON_STEPS if self.on_steps and key not in self.own)
+
+
+def plot_card(
+    plot: Plot, style: Style, *, tools: Sequence[Any] = (), explain: Any = None, height: int | None = None
+) -> html.Section:
+    """The card of a plot: title with what good and bad look like, its tools, downloads, the plot itself."""
+    guide = html.Div(
+        [
+            html.Div([html.B(word), text], className=f"guide-{word.lower()}")
+            for word, text in (("Good", plot.good), ("Bad", plot.bad))
+            if text
+        ],
+        className="guide",
+        id=f"{plot.id}-guide",
+        role="tooltip",
+    )
+    known = {"aria-describedby": f"{plot.id}-guide", "aria-label": f"How to read {plot.title}"}
+    title = html.Div(
+        [
+            html.H2(plot.title),
+            html.Button("?", className="guide-button", **known),  # pyright: ignore[reportArgumentType]
+            guide,
+        ],
+        className="guided",
+    )
+    head = html.Div(
+        [
+            html.Div(
+                [title, html.P(plot.explain if explain is None else explain, className="explain")],
+                className="card-title",
+            ),
+            html.Div([*tools, _files(plot)], className="tools"),
+        ],
+        className="card-head",
+    )
+    said = html.Div([html.Div(id=f"{plot.id}-said"), _retry(plot)], className="plot-said", role="status")
+    tall = plot.height if height is None else height
+    frame = html.Div(
+        [graph(plot.id, plot.title, tall, style), said],
+        id=f"{plot.id}-frame",
+        className="plot-frame waiting",
+        style={"minHeight": tall},
+    )
+    return html.Section([head, frame], className="card")
+
+
+def _retry(plot: Plot) -> html.Button:
+    return html.Button("Try again", className="pill retry", **{"data-plot": plot.id})  # pyright: ignore[reportArgumentType]
+
+
+def _files(plot: Plot) -> html.Details:
+    """The menu of downloads: pictures by Plotly, data by the server (see `downloads`)."""
+    buttons = [
+        html.Button(word, className="menu-item", **{"data-plot": plot.id, "data-format": kind})  # pyright: ignore[reportArgumentType]
+        for kind, word in FILES
+    ]
+    summary = html.Summary("⤓", title="Download", **{"aria-label": f"Download {plot.title}"})  # pyright: ignore[reportArgumentType]
+    return html.Details([summary, html.Div(buttons, className="menu-items")], className="menu")
 
 
 def draw(
     plot: Plot, library: Library, page: dict[str, Any], screen: dict[str, Any], values: list[Any]
 ) -> Figure:
-    """One figure with its theme. What goes wrong is written where the plot would be."""
+    """One figure with its theme. What goes wrong is said in its place: see `theme.message`."""
     style = style_of(screen)
     controls = dict(zip(plot.controls, values, strict=True))
     try:
         figure = plot.draw(Scene(library, page["run"], library.run(page["run"]), style, controls))
     except (RunError, OSError) as error:
-        figure = message(f"This run cannot be read. {error}", style)
+        figure = message(f"This run cannot be read. {error}", style, failed=True)
     except Exception as error:  # any other fault is ours; the page must say so and stay usable
         log.exception("drawing %s failed", plot.id)
-        figure = message(f"This plot could not be drawn ({type(error).__name__}: {error}).", style)
+        figure = message(f"This plot could not be drawn ({type(error).__name__}).", style, failed=True)
     layout = figure["layout"]
     layout["template"] = TEMPLATES[style.palette.name]
     layout["uirevision"] = "|".join([page["run"], *(str(controls.get(key)) for key in plot.keep)])
     return figure
+
+
+def outcome(figure: Figure) -> tuple[Figure, str, str]:
+    """A figure, the class of its frame, and what is said where it would be."""
+    said = figure["layout"].get("meta", {}).get("said", "")
+    tone = figure["layout"].get("meta", {}).get("tone", "") if said else ""
+    return figure, f"plot-frame {tone}".strip(), said
 
 
 def register(app: Dash, library: Library, plots: tuple[Plot, ...]) -> None:
@@ -80,10 +159,13 @@ def _register(app: Dash, library: Library, plot: Plot) -> None:
 
     @app.callback(
         Output(plot.id, "figure"),
+        Output(f"{plot.id}-frame", "className"),
+        Output(f"{plot.id}-said", "children"),
         Input("pulse", "data"),
         Input("screen", "data"),
+        Input("retry", "data"),
         *inputs,
         State("page", "data"),
     )
-    def update(_pulse: Any, screen: dict[str, Any], *rest: Any) -> Figure:
-        return draw(plot, library, rest[-1], screen, list(rest[:count]))
+    def update(_pulse: Any, screen: dict[str, Any], _retry: Any, *rest: Any) -> tuple[Figure, str, str]:
+        return outcome(draw(plot, library, rest[-1], screen, list(rest[:count])))

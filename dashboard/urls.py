@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
+from flask import has_request_context, request
+
 #: The pages of a run in the order of the navigation: slug -> the word in the navigation.
 RUN_PAGES = {
     "overview": "Overview",
@@ -40,11 +42,16 @@ def parse(path: str, search: str = "") -> View:
 
 
 def href(page: str, run: str = "", **params: str) -> str:
-    """Write an address. `run` is the run's path relative to the root."""
-    if page == "runs" or not run:
-        return "/"
+    """Write an address below the path that we are served at. `run` is relative to the root."""
     query = "?" + urlencode(params) if params else ""
-    return f"/run/{quote(run)}/{page}{query}"
+    if page == "runs" or not run:
+        return f"{base()}/{query}"
+    return f"{base()}/run/{quote(run)}/{page}{query}"
+
+
+def base() -> str:
+    """The path that a proxy serves the dashboard at, without the slash at its end; mostly ""."""
+    return request.script_root if has_request_context() else ""
 
 
 def step_range(text: str | None) -> tuple[float, float] | None:

@@ -23,7 +23,7 @@
     if (built !== seen.built) seen = { built, cursor, said };
     const began = performance.now();
     try {
-      const answer = await plain(`/api/live?run=${encodeURIComponent(run)}`, { cache: "no-store" });
+      const answer = await plain(`${window.layerwatch.base}/api/live?run=${encodeURIComponent(run)}`, { cache: "no-store" });
       if (!answer.ok) return again(SLOW);
       const now = await answer.json();
       if (page().built !== built) return again(250); // the reader has gone on to another page

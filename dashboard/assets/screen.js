@@ -24,7 +24,10 @@
   remember("layerwatch_narrow", screen.narrow ? "1" : "0");
   show(screen.theme);
 
-  window.layerwatch = { screen, preferred };
+  // The path that a proxy serves the dashboard at: "" or "/x".
+  const config = JSON.parse(document.getElementById("_dash-config").textContent);
+  const base = config.requests_pathname_prefix.replace(/\/$/, "");
+  window.layerwatch = { screen, preferred, base, state: {} };
 
   function set(change) {
     Object.assign(screen, change);

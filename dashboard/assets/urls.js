@@ -1,19 +1,21 @@
 // Navigation without reloading, and the state of the controls in the address.
 (() => {
   const { layerwatch } = window;
+  const { base } = layerwatch;
   const no = () => window.dash_clientside.no_update;
   const slugs = ["overview", "gradient-flow", "layer", "drift", "overfitting", "compare", "alerts"];
   let count = 0;
 
-  const here = () => ({ path: location.pathname, search: location.search, count: ++count });
+  const inside = (path) => (path.startsWith(`${base}/`) ? path.slice(base.length) : "/");
+  const here = () => ({ path: inside(location.pathname), search: location.search, count: ++count });
 
   // The navigation follows at once; a click that comes before the server's answer must not open the previous run.
   function lead(path) {
-    const [, run, page] = path.match(/^\/run\/(.+)\/([a-z-]+)$/) ?? [];
+    const [, run, page] = inside(path).match(/^\/run\/(.+)\/([a-z-]+)$/) ?? [];
     if (!slugs.includes(page)) return;
     for (const link of document.querySelectorAll(".nav-link")) {
       const slug = link.getAttribute("href").split("/").pop();
-      if (slugs.includes(slug)) link.setAttribute("href", `/run/${run}/${slug}`);
+      if (slugs.includes(slug)) link.setAttribute("href", `${base}/run/${run}/${slug}`);
       link.classList.toggle("active", slug === page);
     }
   }
@@ -31,7 +33,8 @@
     const link = event.target.closest?.("a[href]");
     if (!link || event.defaultPrevented || event.button !== 0) return;
     if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey || link.target) return;
-    if (link.origin !== location.origin || !(link.pathname === "/" || link.pathname.startsWith("/run/"))) return;
+    const path = link.pathname.startsWith(`${base}/`) ? inside(link.pathname) : "";
+    if (link.origin !== location.origin || !(path === "/" || path.startsWith("/run/"))) return;
     event.preventDefault();
     go(link.getAttribute("href"));
   });
@@ -53,6 +56,33 @@
     setTimeout(() => (button.textContent = "Copy link"), 1500);
   });
 
+  function showRange(range) {
+    const chip = document.getElementById("range-chip");
+    if (!chip) return;
+    chip.classList.toggle("hidden", !range);
+    const [low, high] = (range || "").split(":").map((step) => Number(step).toLocaleString("en"));
+    chip.textContent = range ? `Steps ${low} – ${high} ✕` : "";
+  }
+  addEventListener("click", (event) => {
+    const chip = event.target.closest?.("#range-chip");
+    if (chip) window.dash_clientside.set_props({ state: "range" }, { value: "" });
+  });
+
+  // Draw again what failed.
+  let wishes = 0;
+  addEventListener("click", (event) => {
+    if (event.target.closest?.(".retry")) window.dash_clientside.set_props("retry", { data: ++wishes });
+  });
+
+  // A menu closes when the reader has chosen, looks elsewhere or presses Escape.
+  const closeMenus = (except) => {
+    for (const menu of document.querySelectorAll("details.menu[open]")) if (menu !== except) menu.open = false;
+  };
+  addEventListener("click", (event) => {
+    closeMenus(event.target.closest?.(".menu-item") ? null : event.target.closest?.("details.menu"));
+  });
+  addEventListener("keydown", (event) => event.key === "Escape" && closeMenus(null));
+
   const runPath = (name) => name.split("/").map(encodeURIComponent).join("/");
   Object.assign(window.dash_clientside.layerwatch, {
     locate: () => here(),
@@ -62,6 +92,8 @@
       if (!page || !page.defaults) return no();
       const params = new URLSearchParams();
       const inputs = window.dash_clientside.callback_context.inputs_list[0];
+      layerwatch.state = Object.fromEntries(inputs.map(({ id, value }) => [id.state, value ?? ""]));
+      showRange(layerwatch.state.range);
       for (const { id, value } of inputs) {
         const empty = value === null || value === undefined || value === "";
         if (!empty && String(value) !== String(page.defaults[id.state] ?? "")) params.set(id.state, value);
@@ -75,14 +107,14 @@
     // Fires also when the navigation is built; `nav` is the run that it was built for.
     switchRun(name, page) {
       if (!name || name === page?.nav) return no();
-      go(`/run/${runPath(name)}/${slugs.includes(page?.page) ? page.page : "overview"}`);
+      go(`${base}/run/${runPath(name)}/${slugs.includes(page?.page) ? page.page : "overview"}`);
       return no();
     },
 
     openLayer(click, page) {
       const name = click?.points?.[0]?.y;
       if (typeof name !== "string") return no();
-      go(`/run/${runPath(page.run)}/layer?tensor=${encodeURIComponent(name).replaceAll("%2F", "/")}`);
+      go(`${base}/run/${runPath(page.run)}/layer?tensor=${encodeURIComponent(name).replaceAll("%2F", "/")}`);
       return no();
     },
 

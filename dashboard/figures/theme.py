@@ -168,28 +168,14 @@ def translucent(color: str, alpha: float) -> str:
     return f"rgba({r},{g},{b},{alpha:g})"
 
 
-def message(text: str, style: Style) -> Figure:
-    """A figure that says why there is nothing to see."""
+def message(text: str, style: Style, *, failed: bool = False) -> Figure:
+    """No figure, and why: `layout.meta` holds what is said, in words, where the plot would be.
+
+    `failed` offers another try; without it there is simply nothing to show.
+    """
     hidden = {"visible": False, "fixedrange": True}
-    return {
-        "data": [],
-        "layout": {
-            "xaxis": hidden,
-            "yaxis": hidden,
-            "annotations": [
-                {
-                    "text": wrap(text, 32),
-                    "showarrow": False,
-                    "x": 0.5,
-                    "y": 0.5,
-                    "xref": "paper",
-                    "yref": "paper",
-                    "align": "center",
-                    "font": {"size": 13, "color": style.palette.dim},
-                }
-            ],
-        },
-    }
+    tone = "failed" if failed else "empty"
+    return {"data": [], "layout": {"xaxis": hidden, "yaxis": hidden, "meta": {"said": text, "tone": tone}}}
 
 
 def wrap(text: str, width: int) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 from dash import Dash, Input, Output, State, html
 
 from ...monitor import Run, RunError
-from ..components import card, graph, hidden, notice, scale, select, smoothing
+from ..components import card, notice, scale, select, smoothing, toolbar
 from ..figures.curves import overlay
 from ..figures.theme import Figure, Style, message
-from ..plots import Plot, Scene
+from ..plots import Plot, Scene, plot_card
 from ..queries import Library
 from ..text import integer, number
 from ..urls import View, fraction, step_range
@@ -27,23 +27,16 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         return [notice("Only one run", "There is no second run below this folder to compare with.")]
     names = scalar_names(library, run)
     return [
-        html.Div(
-            [
-                select(view, "with", [(name, name) for name in others], others[0], "Compare with", 230),
-                select(
-                    view, "scalar", [(name, name) for name in names], names[0] if names else "", "Scalar", 190
-                ),
-                scale(view),
-                smoothing(view),
-                hidden(view, "range"),
-            ],
-            className="toolbar",
+        toolbar(
+            view,
+            select(view, "with", [(name, name) for name in others], others[0], "Compare with", 230),
+            select(
+                view, "scalar", [(name, name) for name in names], names[0] if names else "", "Scalar", 190
+            ),
+            scale(view),
+            smoothing(view),
         ),
-        card(
-            "Both runs",
-            "The same scalar of both runs on one step axis; drag to zoom.",
-            graph("compare-plot", "Both runs", 380, style),
-        ),
+        plot_card(CURVES, style),
         html.Div(id="compare-tables", className="halves"),
     ]
 
@@ -68,15 +61,18 @@ def draw(scene: Scene) -> Figure:
     return overlay(curves, name, scene.style, smooth, log, step_range(scene.text("range")))
 
 
-PLOTS = (
-    Plot(
-        "compare-plot",
-        ("with", "scalar", "scale", "smoothing", "range"),
-        draw,
-        keep=("with", "scalar", "scale"),
-    ),
+CURVES = Plot(
+    "compare-plot",
+    "Both runs",
+    "The same scalar of both runs on one step axis; drag to zoom.",
+    draw,
+    ("with", "scalar", "scale", "smoothing"),
+    good="Runs that differ in a seed only stay within each other's noise.",
+    bad="A step at which one run leaves the other: look there at gradient flow and drift.",
+    height=380,
+    keep=("with", "scalar", "scale"),
 )
-ZOOMED = ("compare-plot",)
+PLOTS = (CURVES,)
 
 
 def settings(run: Run) -> dict[str, str]:

@@ -10,11 +10,11 @@ import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
 from ...monitor import Run
-from ..components import card, choice, graph, hidden, layer_link, pattern, step_slider
+from ..components import card, choice, layer_link, pattern, step_slider, toolbar
 from ..figures.grid import Grid, build, matching, order
 from ..figures.layermap import height, layer_map
 from ..figures.theme import Figure, Style, message
-from ..plots import Plot, Scene
+from ..plots import Plot, Scene, plot_card
 from ..queries import Library
 from ..urls import View, step_range
 
@@ -30,30 +30,18 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     blocks = view.params.get("group") == "block"
     base = grid(library, run, blocks)
     return [
-        html.Div(
-            [
-                choice(view, "group", {"layer": "Layer", "block": "Block"}, "layer", "Rows"),
-                pattern(view),
-                choice(
-                    view,
-                    "order",
-                    {"depth": "Depth", "name": "Name", "badness": "Most moved"},
-                    "depth",
-                    "Order",
-                ),
-                choice(view, "scale", {"linear": "Linear", "log": "Log"}, "linear", "Colours"),
-                step_slider(view, base.steps.tolist()),
-                hidden(view, "range"),
-            ],
-            className="toolbar",
+        toolbar(
+            view,
+            choice(view, "group", {"layer": "Layer", "block": "Block"}, "layer", "Rows"),
+            pattern(view),
+            choice(
+                view, "order", {"depth": "Depth", "name": "Name", "badness": "Most moved"}, "depth", "Order"
+            ),
+            choice(view, "scale", {"linear": "Linear", "log": "Log"}, "linear", "Colours"),
+            step_slider(view, base.steps.tolist()),
         ),
-        card(
-            "Drift from the reference",
-            "Relative L2 distance |w − reference| ÷ |reference|: 0 is unmoved, 1 moved by its own length. "
-            "Bars: every row at the chosen step. Click a row to open the layer.",
-            html.P(reference_sentence(run), className="plot-note"),
-            graph("drift-map", "Drift, layer by step", height(len(base.names), style.narrow), style),
-        ),
+        html.P(reference_sentence(run), className="plot-note"),
+        plot_card(DRIFT, style, height=height(len(base.names), style.narrow)),
         html.Div(still_card(run, view.run), id="still"),
     ]
 
@@ -171,15 +159,18 @@ def draw(scene: Scene) -> Figure:
     )
 
 
-PLOTS = (
-    Plot(
-        "drift-map",
-        ("group", "filter", "order", "scale", "at", "range"),
-        draw,
-        keep=("group", "filter", "order"),
-    ),
+DRIFT = Plot(
+    "drift-map",
+    "Drift from the reference",
+    "Relative L2 distance |w − reference| ÷ |reference|: 0 is unmoved, 1 moved by its own length. "
+    "Bars: every row at the chosen step. Click a row to open the layer.",
+    draw,
+    ("group", "filter", "order", "scale", "at"),
+    good="Layers of one role move by similar amounts; in fine-tuning later ones more, all of them little.",
+    bad="One layer or block far ahead of its like, or drift that grows without slowing down.",
+    keep=("group", "filter", "order"),
 )
-ZOOMED = ("drift-map",)
+PLOTS = (DRIFT,)
 
 
 def register(app: Dash, library: Library) -> None:

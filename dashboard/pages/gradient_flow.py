@@ -11,11 +11,11 @@ import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
 from ...monitor import Run
-from ..components import card, choice, graph, hidden, pattern, select, step_slider
+from ..components import choice, pattern, select, step_slider, toolbar
 from ..figures.grid import Grid, build, matching, order
 from ..figures.layermap import height, layer_map
 from ..figures.theme import Figure, Style, message
-from ..plots import Plot, Scene
+from ..plots import Plot, Scene, plot_card
 from ..queries import Library
 from ..urls import View, step_range
 
@@ -98,25 +98,16 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     base = grid(library, run, metric if metric in METRICS else "gradient_norm")
     options = [(key, m.title.capitalize()) for key, m in METRICS.items()]
     return [
-        html.Div(
-            [
-                select(view, "metric", options, "gradient_norm", "Quantity"),
-                pattern(view),
-                choice(view, "order", ORDERS, "depth", "Order"),
-                choice(view, "colors", COLORS, "robust", "Colours"),
-                step_slider(view, base.steps.tolist()),
-                hidden(view, "range"),
-            ],
-            className="toolbar",
+        toolbar(
+            view,
+            select(view, "metric", options, "gradient_norm", "Quantity"),
+            pattern(view),
+            choice(view, "order", ORDERS, "depth", "Order"),
+            choice(view, "colors", COLORS, "robust", "Colours"),
+            step_slider(view, base.steps.tolist()),
         ),
-        card(
-            "Layer × step",
-            "One row a layer, one column a capture; a cell shows the largest value it covers, "
-            "NaN and infinity are red. Click a row to open the layer; drag to zoom in, "
-            "which reads again at full resolution.",
-            html.P(id="flow-note", className="plot-note"),
-            graph("flow-map", "Layer by step", height(len(base.names), style.narrow), style),
-        ),
+        html.P(id="flow-note", className="plot-note"),
+        plot_card(FLOW, style, height=height(len(base.names), style.narrow)),
     ]
 
 
@@ -160,10 +151,18 @@ def draw(scene: Scene) -> Figure:
     )
 
 
-PLOTS = (
-    Plot("flow-map", ("metric", "filter", "order", "colors", "at", "range"), draw, keep=("filter", "order")),
+FLOW = Plot(
+    "flow-map",
+    "Layer × step",
+    "One row a layer, one column a capture; a cell shows the largest value it covers, NaN and infinity are "
+    "red. Click a row to open the layer; drag to zoom in, which reads again at full resolution.",
+    draw,
+    ("metric", "filter", "order", "colors", "at"),
+    good="Rows of similar colour from top to bottom, changing slowly with the steps.",
+    bad="A slope from top to bottom (vanishing, exploding), a row unlike its neighbours, red cells.",
+    keep=("filter", "order"),
 )
-ZOOMED = ("flow-map",)
+PLOTS = (FLOW,)
 
 
 def register(app: Dash, library: Library) -> None:

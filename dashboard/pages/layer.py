@@ -9,45 +9,17 @@ import numpy as np
 from dash import Dash, Input, Output, State, html
 
 from ...monitor import Run, RunError
-from ..components import aria, card, choice, finding_item, graph, hidden, notice, scale, state_id
+from ..components import aria, choice, finding_item, notice, scale, state_id, toolbar
 from ..figures.histogram import histogram_map, ridgeline
 from ..figures.layer import activity, history, quantiles, vector
 from ..figures.theme import Figure, Style, message
-from ..plots import Plot, Scene
+from ..plots import Plot, Scene, plot_card
 from ..queries import Judgement, Library
 from ..text import integer, number
 from ..urls import View, step_range
 
 KINDS = {"weight": "Weight", "gradient": "Gradient", "update": "Update", "activation": "Output"}
 MAX_STEPS = 200
-#: The cards below the histograms: name, title, how to read it, height in pixels.
-CARDS = (
-    (
-        "quantile",
-        "Quantiles",
-        "The bands hold 50, 90, 98 and 100 % of the elements; the line is the median.",
-        270,
-    ),
-    (
-        "bias",
-        "Bias values",
-        "Each element over time: a bias that runs away or never moves shows at once.",
-        270,
-    ),
-    (
-        "activity",
-        "Active units",
-        "Blue: the unit was not zero for some sample of the capture. A row that stays red is dead.",
-        270,
-    ),
-    (
-        "history",
-        "Norms, update ratio and drift",
-        "Drift is |w − reference| ÷ |reference|. Dotted green: an update of a thousandth of the weight, the "
-        "customary size. The same zoom applies to every plot of this page.",
-        460,
-    ),
-)
 #: The cards that a layer may lack.
 SHOWN = ("weight", "gradient", "update", "activation", "bias", "activity", "history")
 
@@ -63,21 +35,21 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         return [notice("No layers", "Nothing was captured in this run yet, so there is no layer to show.")]
     classes: dict[str, str] = dict(zip(SHOWN, available(run, chosen), strict=True))
     return [
-        html.Div(
-            [
-                _selector(run, chosen),
-                choice(view, "view", {"map": "Map", "ridges": "Ridges"}, "map", "Histograms as"),
-                scale(view),
-                choice(view, "kind", KINDS, "weight", "Quantiles of"),
-                hidden(view, "range"),
-            ],
-            className="toolbar",
+        toolbar(
+            view,
+            _selector(run, chosen),
+            choice(view, "view", {"map": "Map", "ridges": "Ridges"}, "map", "Histograms as"),
+            scale(view),
+            choice(view, "kind", KINDS, "weight", "Quantiles of"),
         ),
         html.Div(id="layer-facts", className="facts-strip"),
         html.Div(id="layer-findings", className="findings"),
-        html.Div([_histogram_card(kind, style, classes[kind]) for kind in KINDS], className="quarters"),
-        html.Div([_card(*part, style, classes) for part in CARDS[:3]], className="thirds"),
-        _card(*CARDS[3], style, classes),
+        html.Div([_card(kind, HISTOGRAMS[kind], style, classes) for kind in KINDS], className="quarters"),
+        html.Div(
+            [_card(name, plot, style, classes) for name, plot in CARDS.items() if name != "history"],
+            className="thirds",
+        ),
+        _card("history", CARDS["history"], style, classes),
     ]
 
 
@@ -110,22 +82,8 @@ def _selector(run: Run, chosen: str) -> html.Div:
     )
 
 
-def _histogram_card(kind: str, style: Style, shown: str) -> html.Div:
-    explain = {
-        "weight": "Values of the weight; stronger is more.",
-        "gradient": "Values of the gradient, before clipping.",
-        "update": "How far one step moved each weight.",
-        "activation": "Values of the module's output.",
-    }[kind]
-    plot = graph(f"histogram-{kind}", f"{KINDS[kind]} histogram over time", 240, style)
-    return html.Div(card(f"{KINDS[kind]} histogram", explain, plot), id=f"card-{kind}", className=shown)
-
-
-def _card(
-    name: str, title: str, explain: str, height: int, style: Style, classes: dict[str, str]
-) -> html.Div:
-    plot = graph(f"{name}-plot", title, height, style)
-    return html.Div(card(title, explain, plot), id=f"card-{name}", className=classes.get(name, ""))
+def _card(name: str, plot: Plot, style: Style, classes: dict[str, str]) -> html.Div:
+    return html.Div(plot_card(plot, style), id=f"card-{name}", className=classes.get(name, ""))
 
 
 def module_names(run: Run) -> list[str]:
@@ -230,30 +188,93 @@ def draw_history(scene: Scene) -> Figure:
     return history(*frames, scene.style, step_range(scene.text("range")))
 
 
-_COMMON = ("tensor", "range")
-PLOTS = (
-    *(
-        Plot(
-            f"histogram-{kind}",
-            ("tensor", "range", "view", "scale"),
-            lambda scene, kind=kind: draw_histogram(kind, scene),
-            keep=("tensor", "view", "scale"),
-        )
-        for kind in KINDS
+def _histogram(kind: str, explain: str, good: str, bad: str) -> Plot:
+    return Plot(
+        f"histogram-{kind}",
+        f"{KINDS[kind]} histogram",
+        explain,
+        lambda scene: draw_histogram(kind, scene),
+        ("tensor", "view", "scale"),
+        good,
+        bad,
+        height=240,
+        keep=("tensor", "view", "scale"),
+    )
+
+
+HISTOGRAMS = {
+    "weight": _histogram(
+        "weight",
+        "Values of the weight; stronger is more.",
+        "A bell that widens or narrows slowly.",
+        "Values that pile up at zero, split in two, or spread without end.",
     ),
-    Plot("quantile-plot", (*_COMMON, "kind"), draw_quantiles, keep=("tensor", "kind")),
-    Plot("bias-plot", _COMMON, draw_bias, keep=("tensor",)),
-    Plot("activity-plot", _COMMON, draw_activity, keep=("tensor",)),
-    Plot("history-plot", _COMMON, draw_history, keep=("tensor",)),
-)
-ZOOMED = (
-    "quantile-plot",
-    "history-plot",
-    "bias-plot",
-    "activity-plot",
-    "histogram-weight",
-    "histogram-gradient",
-)
+    "gradient": _histogram(
+        "gradient",
+        "Values of the gradient, before clipping.",
+        "Centred on zero, about as wide at the end as at the start, or slowly narrower.",
+        "A line at zero (nothing arrives) or a band that widens by decades.",
+    ),
+    "update": _histogram(
+        "update",
+        "How far one step moved each weight.",
+        "Narrow against the weights, following the learning rate.",
+        "As wide as the weights themselves, or a line at zero.",
+    ),
+    "activation": _histogram(
+        "activation",
+        "Values of the module's output.",
+        "Spread over a range that stays.",
+        "Everything at zero (dead) or at the ends of the range (saturated).",
+    ),
+}
+CARDS = {
+    "quantile": Plot(
+        "quantile-plot",
+        "Quantiles",
+        "The bands hold 50, 90, 98 and 100 % of the elements; the line is the median.",
+        draw_quantiles,
+        ("tensor", "kind"),
+        "Bands of steady width.",
+        "Bands that open like a funnel, or close to a line.",
+        height=270,
+        keep=("tensor", "kind"),
+    ),
+    "bias": Plot(
+        "bias-plot",
+        "Bias values",
+        "Each element over time.",
+        draw_bias,
+        ("tensor",),
+        "Elements that settle.",
+        "An element that runs away, or all of them standing still.",
+        height=270,
+        keep=("tensor",),
+    ),
+    "activity": Plot(
+        "activity-plot",
+        "Active units",
+        "Blue: the unit was not zero for some sample of the capture.",
+        draw_activity,
+        ("tensor",),
+        "Units that take turns.",
+        "A row that stays red is dead.",
+        height=270,
+        keep=("tensor",),
+    ),
+    "history": Plot(
+        "history-plot",
+        "Norms, update ratio and drift",
+        "Drift is |w − reference| ÷ |reference|. Dotted green: an update of a thousandth of the weight.",
+        draw_history,
+        ("tensor",),
+        "An update ratio near 10⁻³, norms that level off.",
+        "A gradient norm that falls or rises by decades, a weight norm that grows without end.",
+        height=460,
+        keep=("tensor",),
+    ),
+}
+PLOTS = (*HISTOGRAMS.values(), *CARDS.values())
 
 
 def facts(run: Run, name: str) -> list[Any]:

@@ -9,10 +9,10 @@ import pandas as pd
 from dash import Dash, Input, Output, State, html
 
 from ...monitor import Run
-from ..components import card, code, graph, hidden, key_figure, notice, scale, smoothing
+from ..components import code, key_figure, notice, scale, smoothing, toolbar
 from ..figures.loss import best_validation, gap, overfitting, stopping_advice
 from ..figures.theme import Figure, Style, message
-from ..plots import Plot, Scene
+from ..plots import Plot, Scene, plot_card
 from ..queries import Library
 from ..text import integer, number
 from ..urls import View, fraction, step_range
@@ -35,13 +35,8 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         parts.append(notice("No val_loss was logged", text))
     parts += [
         html.Div(summary(run), id="overfitting-summary", className="body"),
-        card(
-            "Training against validation",
-            "Overfitting: validation turns up while training still falls, and the gap widens. "
-            "Weight norm ÷ first: how much the weights grew, over all layers together.",
-            graph("overfitting-plot", "Training against validation", 520, style),
-            tools=[scale(view, *losses), smoothing(view), hidden(view, "range")],
-        ),
+        toolbar(view, scale(view, *losses), smoothing(view)),
+        plot_card(CURVES, style),
     ]
     return parts
 
@@ -96,8 +91,18 @@ def draw(scene: Scene) -> Figure:
     return overfitting(train, val, growth, scene.style, weight, scene.text("scale") == "log", steps)
 
 
-PLOTS = (Plot("overfitting-plot", ("scale", "smoothing", "range"), draw, keep=("scale",)),)
-ZOOMED = ("overfitting-plot",)
+CURVES = Plot(
+    "overfitting-plot",
+    "Training against validation",
+    "Weight norm ÷ first: how much the weights grew, over all layers together.",
+    draw,
+    ("scale", "smoothing"),
+    good="Validation falls with training and levels off; the gap stays within its noise.",
+    bad="Validation turns up while training still falls, the gap widens, the weights keep growing.",
+    height=520,
+    keep=("scale",),
+)
+PLOTS = (CURVES,)
 
 
 def register(app: Dash, library: Library) -> None:

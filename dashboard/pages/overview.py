@@ -8,11 +8,11 @@ import numpy as np
 from dash import Dash, Input, Output, State, html
 
 from ...monitor import Run, RunError
-from ..components import aria, card, finding_item, graph, hidden, key_figure, notice, scale, smoothing
+from ..components import aria, finding_item, key_figure, notice, scale, smoothing, toolbar
 from ..figures.curves import multiples_height, small_multiples
 from ..figures.loss import best_validation, loss
 from ..figures.theme import Figure, Style, message
-from ..plots import Plot, Scene
+from ..plots import Plot, Scene, plot_card
 from ..queries import Judgement, Library
 from ..text import duration, integer, number, share
 from ..urls import View, fraction, step_range
@@ -29,15 +29,10 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     losses = [run.scalars(name)["value"].to_numpy() for name in ("train_loss", "val_loss")]
     parts: list[Any] = [
         html.Div(key_figures(run, judged), id="key-figures", className="kpis"),
+        toolbar(view, scale(view, *losses), smoothing(view)),
         html.Div(
             [
-                card(
-                    "Loss and generalisation gap",
-                    "Gap = validation minus training loss since the previous validation. "
-                    "Dotted lines: where a finding begins. Drag to zoom, double-click to go back.",
-                    graph("loss-plot", "Loss and generalisation gap", height, style),
-                    tools=[scale(view, *losses), smoothing(view), hidden(view, "range")],
-                ),
+                plot_card(LOSS, style, height=height),
                 html.Div(
                     findings(view.run, judged), id="findings", className="findings", **aria("polite", "live")
                 ),
@@ -47,8 +42,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     ]
     if others:
         height = multiples_height(len(others), style.narrow)
-        explain = "Everything else that was logged, each on its own axis."
-        parts.append(card("Other scalars", explain, graph("scalars-plot", "Other scalars", height, style)))
+        parts.append(plot_card(SCALARS, style, height=height))
     return parts
 
 
@@ -156,11 +150,29 @@ def draw_scalars(scene: Scene) -> Figure:
     return small_multiples(frames, scene.style, fraction(scene.values["smoothing"]))
 
 
-PLOTS = (
-    Plot("loss-plot", ("scale", "smoothing", "range"), draw_loss, keep=("scale",), judged=True),
-    Plot("scalars-plot", ("smoothing",), draw_scalars),
+LOSS = Plot(
+    "loss-plot",
+    "Loss and generalisation gap",
+    "Gap = validation minus training loss since the previous validation. "
+    "Dotted lines: where a finding begins. Drag to zoom, double-click to go back.",
+    draw_loss,
+    ("scale", "smoothing"),
+    good="Both losses fall and flatten together; the gap stays small or grows slowly.",
+    bad="Loss is flat from the start, jumps up, or validation turns up while training goes on falling.",
+    height=380,
+    keep=("scale",),
+    judged=True,
 )
-ZOOMED = ("loss-plot",)
+SCALARS = Plot(
+    "scalars-plot",
+    "Other scalars",
+    "Everything else that was logged, each on its own axis.",
+    draw_scalars,
+    ("smoothing",),
+    good="Smooth or slowly changing curves; a learning rate that follows its schedule.",
+    bad="Sudden jumps: look at what else changed at the same step.",
+)
+PLOTS = (LOSS, SCALARS)
 
 
 def register(app: Dash, library: Library) -> None:

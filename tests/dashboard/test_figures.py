@@ -242,7 +242,7 @@ def test_a_small_bias_is_lines_and_a_large_one_a_map() -> None:
 def test_an_empty_frame_says_why_there_is_nothing() -> None:
     empty = pd.DataFrame({"step": [], "low": [], "high": [], "count": []})
     figure = histogram.histogram_map(empty, "update", Style())
-    assert "No update histogram" in figure["layout"]["annotations"][0]["text"]
+    assert "No update histogram" in figure["layout"]["meta"]["said"]
 
 
 def test_texts_from_a_log_cannot_bring_markup() -> None:

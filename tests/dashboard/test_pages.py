@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import plotly.graph_objects as go
 import pytest
 from dash.development.base_component import Component
 
-from layerwatch.dashboard.app import open_page
 from layerwatch.dashboard.components import state_id
 from layerwatch.dashboard.figures.theme import LIGHT, Style
 from layerwatch.dashboard.pages import PAGES, drift, gradient_flow, layer, overfitting, overview, runs
 from layerwatch.dashboard.plots import draw
 from layerwatch.dashboard.queries import Library
+from layerwatch.dashboard.shell import open_page
 from layerwatch.dashboard.urls import RUN_PAGES, View
 from tests.dashboard.test_figures import unpack
 
@@ -70,7 +71,7 @@ def test_every_page_opens_and_draws(library: Library, page: str, run: str, scree
     assert "Something went wrong" not in text(title)
     assert body
     for name, figure in figures(library, page, run, screen).items():
-        assert "could not be drawn" not in str(figure["layout"].get("annotations")), name
+        assert "could not be drawn" not in str(figure["layout"].get("meta")), name
         assert go.Figure(figure).layout.template.layout.font.color
 
 
@@ -302,11 +303,12 @@ def test_no_alarm_is_said_in_green() -> None:
 
 
 def test_a_plot_that_fails_says_so_in_its_place(library: Library) -> None:
-    plot = overview.PLOTS[0].__class__("loss-plot", (), lambda scene: 1 / 0)  # pyright: ignore[reportArgumentType]
-    figure = draw(plot, library, {"run": "healthy"}, {}, [])
-    assert "could not be drawn" in figure["layout"]["annotations"][0]["text"]
-    figure = draw(overview.PLOTS[1], library, {"run": "gone"}, {}, ["0"])
-    assert "cannot be read" in figure["layout"]["annotations"][0]["text"]
+    plot = replace(overview.LOSS, draw=lambda scene: 1 / 0)  # pyright: ignore[reportArgumentType]
+    figure = draw(plot, library, {"run": "healthy"}, {}, ["linear", "0", ""])
+    assert "could not be drawn" in figure["layout"]["meta"]["said"]
+    assert figure["layout"]["meta"]["tone"] == "failed"
+    figure = draw(overview.SCALARS, library, {"run": "gone"}, {}, ["0", ""])
+    assert "cannot be read" in figure["layout"]["meta"]["said"]
 
 
 def test_state_ids_are_what_the_browser_code_expects() -> None:

@@ -1,0 +1,187 @@
+"""What surrounds every page: navigation, title, tools; and the page of a view."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import dcc, html
+from flask import has_request_context, request
+
+from ..monitor import RunError
+from .components import aria, badge, notice
+from .figures.theme import FONT, style_of
+from .pages import PAGES
+from .queries import Library
+from .text import age, integer
+from .urls import RUN_PAGES, View, href
+
+log = logging.getLogger(__name__)
+#: Mantine's ten greys of the dark theme, in the blue tint of assets/style.css.
+GREYS = [
+    "#e3e7ed",
+    "#b4bdc9",
+    "#98a3b1",
+    "#6b7685",
+    "#39414d",
+    "#2b323d",
+    "#1e242c",
+    "#171b21",
+    "#12161b",
+    "#0f1216",
+]
+ALWAYS_WRITTEN = ("tensor", "with")  # their defaults depend on the log, so a link must say them
+
+
+def screen_of_browser() -> dict[str, Any]:
+    """What the browser said about itself; assets/screen.js keeps these cookies."""
+    cookies = request.cookies if has_request_context() else {}
+    theme = "dark" if cookies.get("layerwatch_theme") == "dark" else "light"
+    return {"theme": theme, "narrow": cookies.get("layerwatch_narrow") == "1"}
+
+
+def shell() -> dmc.MantineProvider:
+    """What stays while pages come and go. The navigation comes first."""
+    screen = screen_of_browser()
+    stores = [
+        dcc.Store(id="url"),  # where the browser is: {"path", "search", "count"}
+        dcc.Store(id="page", data={}),  # the page that is open: {"page", "run", "defaults"}
+        dcc.Store(id="pulse", data=""),  # changes when the run grew
+        dcc.Store(id="verdict", data=""),  # changes when the detectors said something new
+        dcc.Store(id="screen", data=screen),
+        dcc.Store(id="written"),
+        dcc.Store(id="clicked"),
+        dcc.Store(id="retry"),  # counts the wishes to draw again what failed
+    ]
+    tools = html.Div(
+        [
+            html.Button("…", id="live-button", className="pill", title="Click to pause or resume updates"),
+            html.Button(
+                "Copy link", id="copy-link", className="pill", title="Copy the address of exactly this view"
+            ),
+            html.Button(
+                "◐",
+                id="theme-button",
+                className="icon-button",
+                title="Dark or light",
+                **aria("theme"),
+            ),  # pyright: ignore[reportArgumentType]
+        ],
+        className="head-tools",
+    )
+    frame = html.Div(
+        [
+            html.Nav(id="nav", className="nav", **aria("Pages")),  # pyright: ignore[reportArgumentType]
+            html.Div(
+                [
+                    html.Header([html.Div(id="title", className="title"), tools], className="head"),
+                    html.Div(id="error", className="hidden", role="alert"),
+                    html.Main(id="body", className="body"),
+                ],
+                className="content",
+            ),
+        ],
+        className="shell",
+    )
+    theme: Any = {
+        "primaryColor": "indigo",
+        "fontFamily": FONT,
+        "defaultRadius": "sm",
+        "colors": {"dark": GREYS},
+    }
+    return dmc.MantineProvider([*stores, frame], id="mantine", theme=theme, forceColorScheme=screen["theme"])
+
+
+def _navigation(library: Library, view: View) -> list[Any]:
+    """Links of the selected run; on the Runs page those of the newest one."""
+    names, run = list(library.runs()), nav_run(library, view)
+    brand = html.Div([html.Span(className="mark"), "layerwatch"], className="brand")
+    items = [html.A("Runs", href=href("runs"), className=_active(view.page == "runs"))]
+    for slug, word in RUN_PAGES.items():
+        items.append(html.A(word, href=href(slug, run), className=_active(view.page == slug)))
+    switch = dmc.Select(
+        id="run-switch",
+        data=names,
+        value=run or None,
+        searchable=True,
+        allowDeselect=False,
+        size="xs",
+        placeholder="no run yet",
+        maxDropdownHeight=420,
+        **aria("run"),
+    )
+    pages = html.Div([items[0], html.Div(switch, className="switch"), *items[1:]], className="nav-links")
+    return [html.Div([brand, pages], className="nav-inner")]
+
+
+def nav_run(library: Library, view: View) -> str:
+    """The run that the navigation leads to: the one that is open, else the newest."""
+    names = library.runs()
+    return view.run if view.run in names else next(iter(names), "")
+
+
+def _active(yes: bool) -> str:
+    return "nav-link active" if yes else "nav-link"
+
+
+def headline(library: Library, view: View) -> list[Any]:
+    """Name, health and age of the run; updated while it trains."""
+    if view.page == "runs" or not view.run:
+        count = len(library.runs())
+        line = f"{count} run{'' if count == 1 else 's'} in {library.root}"
+        return [html.H1("Runs"), html.Div(line, className="subtitle")]
+    run = library.run(view.run)
+    judged = library.judgement(view.run, wait=0.3)
+    health = judged.health if judged else "checking"
+    updated = float(run.info.get("ended") or run.info.get("created") or float("nan"))
+    marks: list[Any] = [badge(health)]
+    if run.live:
+        marks.insert(0, html.Span([html.Span(className="dot"), "live"], className="badge live"))
+    line = [f"step {integer(run.last_step)}" if run.last_step >= 0 else "no step yet"]
+    line.append(
+        "training now"
+        if run.live
+        else f"finished {age(updated)}"
+        if run.info.get("closed")
+        else f"last sign {age(updated)}"
+    )
+    return [
+        html.Div([html.H1(view.run), *marks], className="title-row"),
+        html.Div(" · ".join([RUN_PAGES.get(view.page, ""), *line]), className="subtitle"),
+    ]
+
+
+def open_page(library: Library, view: View, screen: dict[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Navigation, title and body of a view. Never raises: what is wrong becomes the body."""
+    try:
+        if view.page == "missing":
+            raise RunError(f"There is no page at {view.run}.")
+        body = PAGES[view.page].layout(view, library, style_of(screen))
+        return _navigation(library, view), headline(library, view), body
+    except (RunError, OSError) as error:
+        title, text = "This page cannot be shown", str(error)
+    except Exception as error:  # a fault of ours must not leave a blank page
+        log.exception("opening %s failed", view)
+        title, text = "Something went wrong here", f"{type(error).__name__}: {error}"
+    back = html.P(html.A("Back to the list", href=href("runs")))
+    return _navigation(library, view), [html.H1(title)], [notice(title, [html.P(text), back], "critical")]
+
+
+def cursor(library: Library, name: str) -> tuple[str, str]:
+    """The state that a page is built from; taken before, so that what arrives meanwhile counts as news."""
+    try:
+        return library.cursor(name)
+    except (RunError, OSError):
+        return "", ""
+
+
+def defaults(body: list[Any], view: View) -> dict[str, Any]:
+    """Values of the controls when the URL says nothing: these are left out of the URL."""
+    found: dict[str, Any] = {}
+    for part in body:
+        for item in [part, *part._traverse()]:
+            key = getattr(item, "id", None)
+            if isinstance(key, dict) and key["state"] not in (*view.params, *ALWAYS_WRITTEN):
+                found[key["state"]] = getattr(item, "value", None)
+    return found
