@@ -9,6 +9,7 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 from flask import has_request_context, request
 
+from .. import __version__
 from ..monitor import RunError
 from .components import aria, badge, notice
 from .figures.theme import FONT, style_of
@@ -72,12 +73,13 @@ def shell() -> dmc.MantineProvider:
     )
     frame = html.Div(
         [
+            html.A("Skip to the content", href="#body", className="skip"),
             html.Nav(id="nav", className="nav", **aria("Pages")),  # pyright: ignore[reportArgumentType]
             html.Div(
                 [
                     html.Header([html.Div(id="title", className="title"), tools], className="head"),
                     html.Div(id="error", className="hidden", role="alert"),
-                    html.Main(id="body", className="body"),
+                    html.Main(id="body", className="body", tabIndex=-1),
                 ],
                 className="content",
             ),
@@ -97,9 +99,9 @@ def _navigation(library: Library, view: View) -> list[Any]:
     """Links of the selected run; on the Runs page those of the newest one."""
     names, run = list(library.runs()), nav_run(library, view)
     brand = html.Div([html.Span(className="mark"), "layerwatch"], className="brand")
-    items = [html.A("Runs", href=href("runs"), className=_active(view.page == "runs"))]
+    items = [html.A("Runs", href=href("runs"), className=_link("runs", view))]
     for slug, word in RUN_PAGES.items():
-        items.append(html.A(word, href=href(slug, run), className=_active(view.page == slug)))
+        items.append(html.A(word, href=href(slug, run), className=_link(slug, view)))
     switch = dmc.Select(
         id="run-switch",
         data=names,
@@ -112,7 +114,8 @@ def _navigation(library: Library, view: View) -> list[Any]:
         **aria("run"),
     )
     pages = html.Div([items[0], html.Div(switch, className="switch"), *items[1:]], className="nav-links")
-    return [html.Div([brand, pages], className="nav-inner")]
+    foot = html.Div(f"version {__version__}", className="nav-foot")
+    return [html.Div([brand, pages, foot], className="nav-inner")]
 
 
 def nav_run(library: Library, view: View) -> str:
@@ -121,8 +124,8 @@ def nav_run(library: Library, view: View) -> str:
     return view.run if view.run in names else next(iter(names), "")
 
 
-def _active(yes: bool) -> str:
-    return "nav-link active" if yes else "nav-link"
+def _link(page: str, view: View) -> str:
+    return f"nav-link nav-{page}{' active' if view.page == page else ''}"
 
 
 def headline(library: Library, view: View) -> list[Any]:

@@ -31,7 +31,7 @@
   // Every plain link to one of our pages opens in place; with a modifier key the browser does what it always does.
   addEventListener("click", (event) => {
     const link = event.target.closest?.("a[href]");
-    if (!link || event.defaultPrevented || event.button !== 0) return;
+    if (!link || link.hash || event.defaultPrevented || event.button !== 0) return;
     if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey || link.target) return;
     const path = link.pathname.startsWith(`${base}/`) ? inside(link.pathname) : "";
     if (link.origin !== location.origin || !(path === "/" || path.startsWith("/run/"))) return;
