@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .derive import codes_of, needed, stats_frame
+from .derive import codes_of, needed, stats_frame, unpack_active
 from .levels import factor_for, rows
 from .reader import LogReader
 from .scan import Between, Where
@@ -95,6 +95,13 @@ def _places(names: Sequence[str], order: Sequence[str]) -> dict[str, tuple[int, 
     return {name: (depth.get(name, len(order)), name) for name in names}
 
 
+def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Names in order of definition, what is not defined behind them."""
+    found = list(names)
+    place = _places(found, order)
+    return sorted(found, key=lambda name: place[name])
+
+
 def by_tensor(table: pa.Table, order: Sequence[str]) -> NDArray[np.int64]:
     """The order of rows by tensor (in order of definition), then step."""
     codes, words = codes_of(table["tensor"])
@@ -114,6 +121,39 @@ def sessions(log: LogReader) -> pd.DataFrame:
         found.append((session, starts[session].step, starts[session].time, lost))
     frame = pd.DataFrame(found, columns=["session", "first_step", "time", "superseded_from"])
     return frame.astype({"session": "int64", "first_step": "int64", "superseded_from": "Int64"})
+
+
+def thinned(frame: pd.DataFrame, max_steps: int | None) -> pd.DataFrame:
+    """The rows of about evenly chosen steps: at most so many, the first and the last among them."""
+    steps = np.sort(frame["step"].unique())
+    if max_steps is None or len(steps) <= max_steps:
+        return frame
+    kept = steps[np.unique(np.linspace(0, len(steps) - 1, max_steps).round().astype(int))]
+    return frame[frame["step"].isin(kept)].reset_index(drop=True)
+
+
+def stored_values(
+    log: LogReader, tensor: str, kinds: list[str]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """See `Run.values`. Of two kinds at one step the last by name counts: the weights after step 0."""
+    table = log.table("values", ["step", "kind", "values"], {"tensor": [tensor], "kind": kinds})
+    frame = table.sort_by([("step", "ascending"), ("kind", "ascending")]).to_pandas()
+    frame = frame.drop_duplicates("step", keep="last")
+    if frame.empty:
+        return np.empty(0, np.int64), np.empty((0, 0))
+    sizes = frame["values"].map(len)
+    frame = frame[sizes == sizes.iloc[-1]]  # a module may be replaced by a wider one
+    return frame["step"].to_numpy(np.int64), np.stack(list(frame["values"])).astype(np.float64)
+
+
+def active_units(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """See `Run.activity`. table: step, units, active."""
+    rows = table.sort_by("step").to_pandas().dropna()
+    if rows.empty:
+        return np.empty(0, np.int64), np.empty((0, 0), bool)
+    units = int(rows["units"].iloc[-1])
+    rows = rows[rows["units"] == units]
+    return rows["step"].to_numpy(np.int64), np.stack([unpack_active(bits, units) for bits in rows["active"]])
 
 
 def found_tensors(log: LogReader) -> list[dict[str, Any]]:

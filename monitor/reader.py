@@ -65,9 +65,10 @@ class LogReader(LogFiles):
         conditions = {c: a if isinstance(a, Between) else sorted(set(a)) for c, a in (where or {}).items()}
         return self._steady(lambda: self._pieces(name, columns, conditions, self._cut(name)))
 
-    def distinct(self, name: str, column: str) -> set[Any]:
+    def distinct(self, name: str, column: str, where: Where | None = None) -> set[Any]:
         """The values of a column. Most are told by the footers."""
-        return self._steady(lambda: set(self._values(name, column, {}, self._cut(name), extremes=False)))
+        wanted = where or {}
+        return self._steady(lambda: set(self._values(name, column, wanted, self._cut(name), extremes=False)))
 
     def latest(self, name: str, where: Where | None = None) -> int:
         """The highest step, -1 when there is no row. Mostly told by the footers."""

@@ -15,12 +15,13 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .derive import POOLED, columns_of, drift_frame, histogram_frame, needed, stats_frame, unpack_active
+from . import frames
+from .derive import POOLED, columns_of, drift_frame, histogram_frame, needed, stats_frame
 from .description import describe
-from .frames import Overview, by_tensor, finest_table, found_tensors, latest_states, overview, sessions
+from .frames import Overview
 from .process import alive
 from .reader import LogReader
-from .scan import Between
+from .scan import Between, Where
 from .schema import KINDS, ROLLUPS
 from .store import store_of
 
@@ -122,8 +123,16 @@ class Run:
     @_cached
     def kinds(self) -> list[str]:
         """The kinds of rows this run holds."""
-        present = set().union(*(self._log.distinct(table, "kind") for table in ("stats", *ROLLUPS)))
+        present = self._present("kind")
         return [kind for kind in KINDS if kind in present]
+
+    @_cached
+    def names(self, kind: str) -> list[str]:
+        """The tensors or modules that have rows of this kind, in order of definition."""
+        return frames.in_order(self._present("tensor", {"kind": [kind]}), self._names())
+
+    def _present(self, column: str, where: Where | None = None) -> set[str]:
+        return set().union(*(self._log.distinct(table, column, where) for table in ("stats", *ROLLUPS)))
 
     @_cached
     def scalar_names(self) -> list[str]:
@@ -144,9 +153,9 @@ class Run:
             "tensor", "names", "role", "shape", "elements", "dtype", "module", "module_type", "depth",
             "trainable", "state",
         ]  # fmt: skip
-        entries = self.info.get("tensors", []) if self.info else found_tensors(self._log)
+        entries = self.info.get("tensors", []) if self.info else frames.found_tensors(self._log)
         frame = pd.DataFrame([{**e, "depth": depth} for depth, e in enumerate(entries)], columns=columns)
-        states = latest_states(self._log, list(frame["tensor"]))
+        states = frames.latest_states(self._log, list(frame["tensor"]))
         frame["state"] = [states.get(t, s) for t, s in zip(frame["tensor"], frame["state"], strict=True)]
         return frame
 
@@ -215,18 +224,27 @@ class Run:
             steps and last_steps (n,), tensors (in order of definition), values (tensors, n) and highest
             (tensors, n), the highest value of a single capture: see `frames.Overview`.
         """
-        return overview(self._log, kind, number, max_points, self._names())
+        return frames.overview(self._log, kind, number, max_points, self._names())
 
     @_cached
     def sessions(self) -> pd.DataFrame:
         """The starts of this training: session, first_step, time (unix seconds), superseded_from: the first
         of its steps that a later session has done again (null: none). Those rows are in the log, and shown
         by `Run(path, session=...)` only."""
-        return sessions(self._log)
+        return frames.sessions(self._log)
 
     @_cached
-    def drift(self, tensor: Names = None) -> pd.DataFrame:
+    def drift(
+        self,
+        tensor: Names = None,
+        *,
+        steps: tuple[int | None, int | None] | None = None,
+        max_points: int | None = None,
+    ) -> pd.DataFrame:
         """Distance from the reference (`info["reference"]`), by tensor, then step.
+
+        Args:
+            steps, max_points: as for `stats`; of several captures the distances are root mean squares.
 
         Returns:
             step, time, tensor, relative_l2 = |w - r| / |r|, cosine, sign_flips, count, distance = |w - r|,
@@ -237,7 +255,7 @@ class Run:
             "step", "time", "tensor", "captures", "count", "sum_sq", "ref_sum_sq", "dot", "residual_sq",
             "sign_flips",
         ]  # fmt: skip
-        table = self._rows("drift", tensor, columns)
+        table = self._rows("drift", tensor, columns, steps, max_points)
         return drift_frame(table).iloc[self._order(table)].reset_index(drop=True)
 
     @_cached
@@ -261,27 +279,15 @@ class Run:
         Raises:
             ValueError: a step is no anchor.
         """
-        from .sketch import between
+        from .sketch import anchor, between
 
-        here, there = self._anchor(step_a), (other or self)._anchor(step_b)
+        second = other or self
+        here, there = anchor(self, self._log, step_a), anchor(second, second._log, step_b)
         sizes = {
             t["tensor"]: t["elements"] * (2 if str(t["dtype"]).startswith("complex") else 1)
             for t in self.info.get("tensors", [])
         }
         return between(here, there, sizes)
-
-    def _anchor(self, step: int | str) -> pd.DataFrame:
-        """tensor, values and norm at an anchor."""
-        initial = step == "initial"
-        where: dict[str, Sequence[Any]] = {"kind": ["initial_sketch" if initial else "sketch"]}
-        norms = self.stats("initial_weight" if initial else "weight", columns=["step", "tensor", "norm"])
-        if not initial:
-            where["step"] = [step] if step in self.anchors() else []
-            norms = norms[norms["step"] == step]
-        rows = self._log.table("values", ["tensor", "values"], where).to_pandas()
-        if rows.empty:
-            raise ValueError(f"expected an anchor of {self.name}, got {step!r}: it has {self.anchors()}")
-        return rows.merge(norms[["tensor", "norm"]], "left", "tensor")
 
     def histogram(self, kind: str, tensor: str, step: int | None = None) -> pd.DataFrame:
         """One histogram: low, high, count per non-empty bucket, ascending; zeros are (0, 0), subnormals one
@@ -290,59 +296,54 @@ class Run:
         Args:
             step: the last captured step at or before it is taken; None means the latest.
         """
-        frame = self._histograms(kind, tensor)
-        steps = frame["step"].unique()
-        if step is not None:
-            steps = steps[steps <= step]
-        if len(steps) == 0:
-            return frame.iloc[:0][["low", "high", "count"]]
-        return frame.loc[frame["step"] == steps.max(), ["low", "high", "count"]].reset_index(drop=True)
+        rows = self.stats(kind, tensor, ["step"], steps=None if step is None else (None, step))
+        at = int(rows["step"].iloc[-1]) if len(rows) else -1
+        frame = self.histograms(kind, tensor, steps=(at, at))
+        return frame.loc[frame["step"] == at, ["low", "high", "count"]].reset_index(drop=True)
 
-    def histograms(self, kind: str, tensor: str, max_steps: int | None = None) -> pd.DataFrame:
+    @_cached
+    def histograms(
+        self,
+        kind: str,
+        tensor: str,
+        max_steps: int | None = None,
+        *,
+        steps: tuple[int | None, int | None] | None = None,
+        max_points: int | None = None,
+    ) -> pd.DataFrame:
         """All histograms of a tensor, long form: step, low, high, count.
 
         Args:
             max_steps: thin evenly to so many steps; the first and the last are kept.
+            steps, max_points: as for `stats`. A histogram of several captures holds the elements of all.
         """
-        frame = self._histograms(kind, tensor)
-        steps = np.sort(frame["step"].unique())
-        if max_steps is not None and len(steps) > max_steps:
-            kept = steps[np.unique(np.linspace(0, len(steps) - 1, max_steps).round().astype(int))]
-            frame = frame[frame["step"].isin(kept)].reset_index(drop=True)
-        return frame
+        columns = ["step", "zeros", "subnormals", "buckets", "counts"]
+        table = self._rows(kind, tensor, columns, steps, max_points)
+        return frames.thinned(histogram_frame(table.sort_by("step")), max_steps)
 
     @_cached
-    def _histograms(self, kind: str, tensor: str) -> pd.DataFrame:
-        rows = self._rows(kind, tensor, ["step", "zeros", "subnormals", "buckets", "counts"])
-        return histogram_frame(rows.sort_by("step"))
+    def values(self, tensor: str, kind: str = "weight") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Stored values of a small tensor: steps (n,), values (n, elements). May be thinner than `stats`.
+
+        Args:
+            kind: what else is stored of a module, per unit or head: dead_share, saturated_share,
+                attention_entropy, attention_logit.
+        """
+        return frames.stored_values(
+            self._log, tensor, ["weight", "initial_weight"] if kind == "weight" else [kind]
+        )
 
     @_cached
-    def values(self, tensor: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Stored values of a small tensor: steps (n,), values (n, elements). May be thinner than `stats`."""
-        where = {"tensor": [tensor], "kind": ["weight", "initial_weight"]}
-        table = self._log.table("values", ["step", "kind", "values"], where)
-        # The initial weights come before the weights after step 0.
-        table = table.sort_by([("step", "ascending"), ("kind", "ascending")])
-        frame = table.to_pandas().drop_duplicates("step", keep="last")
-        matrix = np.array(frame["values"].tolist(), np.float64) if len(frame) else np.empty((0, 0))
-        return frame["step"].to_numpy(np.int64), matrix
-
-    @_cached
-    def activity(self, kind: str, tensor: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Which units were active: steps (n,), bool (n, units).
+    def activity(
+        self, kind: str, tensor: str, *, max_points: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Which units were active: steps (n,), bool (n, units); with `max_points` in any of several captures.
 
         A unit of an activation is active when its output was not zero for some sample; a unit of a gradient
         when some element of its row of the weight received a nonzero gradient.
         """
         columns = ["step", "units", "active"]
-        rows = self._rows(kind, tensor, columns).select(columns).sort_by("step").to_pandas().dropna()
-        if rows.empty:
-            return np.empty(0, np.int64), np.empty((0, 0), bool)
-        units = int(rows["units"].iloc[-1])
-        rows = rows[rows["units"] == units]
-        return rows["step"].to_numpy(np.int64), np.stack(
-            [unpack_active(bits, units) for bits in rows["active"]]
-        )
+        return frames.active_units(self._rows(kind, tensor, columns, None, max_points).select(columns))
 
     @_cached
     def events(self) -> pd.DataFrame:
@@ -381,7 +382,7 @@ class Run:
         where: dict[str, Sequence[str]] = {"kind": [kind]}
         if tensor is not None:
             where["tensor"] = [tensor] if isinstance(tensor, str) else list(tensor)
-        return finest_table(self._log, columns, where, Between(*steps) if steps else None, max_points)
+        return frames.finest_table(self._log, columns, where, Between(*steps) if steps else None, max_points)
 
     def _names(self) -> list[str]:
         """Tensors and modules in order of definition."""
@@ -389,4 +390,4 @@ class Run:
         return tensors + [m["module"] for m in self.info.get("modules", [])]
 
     def _order(self, table: pa.Table) -> NDArray[np.int64]:
-        return by_tensor(table, self._names())
+        return frames.by_tensor(table, self._names())

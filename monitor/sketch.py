@@ -17,13 +17,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from . import kernels
+
+if TYPE_CHECKING:
+    from .reader import LogReader
+    from .run import Run
 
 #: Counters of an anchor's sketch; tensors of up to so many elements are stored as they are.
 COUNTERS = 4096
@@ -94,3 +99,17 @@ def between(a: pd.DataFrame, b: pd.DataFrame, sizes: Mapping[str, int]) -> pd.Da
             "error": np.where(exact, 0.0, relative_error(COUNTERS)),
         }
     )
+
+
+def anchor(run: Run, log: LogReader, step: int | str) -> pd.DataFrame:
+    """tensor, values and norm at an anchor of a run, or at "initial"."""
+    initial = step == "initial"
+    where: dict[str, Sequence[Any]] = {"kind": ["initial_sketch" if initial else "sketch"]}
+    norms = run.stats("initial_weight" if initial else "weight", columns=["step", "tensor", "norm"])
+    if not initial:
+        where["step"] = [step] if step in run.anchors() else []
+        norms = norms[norms["step"] == step]
+    rows = log.table("values", ["tensor", "values"], where).to_pandas()
+    if rows.empty:
+        raise ValueError(f"expected an anchor of {run.name}, got {step!r}: it has {run.anchors()}")
+    return rows.merge(norms[["tensor", "norm"]], "left", "tensor")

@@ -319,6 +319,44 @@ def test_thinned_histograms_keep_the_first_and_the_last(tmp_path: Path, most: in
     assert last.equals(run.histogram("weight", "0.weight"))
 
 
+@pytest.mark.parametrize(("steps", "bins"), [(None, (0, 16, 32)), ((5, 30), (0, 16))])
+def test_histograms_in_few_points_hold_the_elements_of_all_their_captures(
+    tmp_path: Path, steps: tuple[int, int] | None, bins: tuple[int, ...]
+) -> None:
+    run = Run(make_run(tmp_path / "a", 40))
+    pooled = run.histograms("weight", "0.weight", steps=steps, max_points=10)
+    assert tuple(pooled["step"].unique()) == bins
+    for first in bins:
+        each = pd.concat([run.histogram("weight", "0.weight", s) for s in range(first, min(first + 16, 40))])
+        whole = each.groupby(["low", "high"])["count"].sum().to_dict()
+        rows = pooled[pooled["step"] == first]
+        assert rows.set_index(["low", "high"])["count"].to_dict() == whole
+
+
+def test_a_range_of_histograms_is_those_steps(tmp_path: Path) -> None:
+    run = Run(make_run(tmp_path / "a", 40))
+    whole = run.histograms("weight", "0.weight")
+    part = run.histograms("weight", "0.weight", steps=(7, 9))
+    assert part.equals(whole[whole["step"].between(7, 9)].reset_index(drop=True))
+
+
+def test_drift_in_few_points_is_the_root_mean_square(tmp_path: Path) -> None:
+    r = np.ones(4)
+    rows = [drift_row(s, r * (1 + s / 10), r) for s in range(20)]
+    run = run_of(tmp_path / "a", rows)
+    each, pooled = run.drift("0.weight"), run.drift("0.weight", max_points=5)
+    expected = [np.sqrt((each["relative_l2"][part] ** 2).mean()) for part in (slice(0, 16), slice(16, 20))]
+    assert pooled["relative_l2"].tolist() == pytest.approx(expected)
+    assert run.drift(steps=(3, 4))["step"].tolist() == [3, 4]
+
+
+def test_names_are_those_with_rows_of_a_kind_in_order_of_definition(tmp_path: Path) -> None:
+    run = Run(make_run(tmp_path / "a", 3))
+    rows = run.stats("weight", columns=["tensor"])["tensor"]
+    assert run.names("weight") == rows.unique().tolist()
+    assert run.names("activation") == []
+
+
 # Values and units -------------------------------------------------------------------------------------------
 
 
