@@ -168,6 +168,12 @@ def translucent(color: str, alpha: float) -> str:
     return f"rgba({r},{g},{b},{alpha:g})"
 
 
+def blend(first: str, second: str, share: float) -> str:
+    """A colour between two of form `#rrggbb`; `share` of it is the second."""
+    parts = [(int(first[i : i + 2], 16), int(second[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in parts)
+
+
 def message(text: str, style: Style, *, failed: bool = False) -> Figure:
     """No figure, and why: `layout.meta` holds what is said, in words, where the plot would be.
 
