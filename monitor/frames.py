@@ -146,6 +146,18 @@ def stored_values(
     return frame["step"].to_numpy(np.int64), np.stack(list(frame["values"])).astype(np.float64)
 
 
+def unit_means(log: LogReader, kind: str, order: Sequence[str]) -> pd.DataFrame:
+    """See `Run.unit_means`."""
+    table = log.table("values", ["tensor", "step", "values"], {"kind": [kind]}, coded=True)
+    table = table.take(pa.array(by_tensor(table, order)))
+    lists = table["values"].combine_chunks()
+    sizes = lists.value_lengths().to_numpy(zero_copy_only=False)
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    sums = np.bincount(row, lists.flatten().to_numpy(zero_copy_only=False), len(sizes))
+    means = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.nan)
+    return table.select(["tensor", "step"]).to_pandas().assign(value=means)
+
+
 def active_units(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """See `Run.activity`. table: step, units, active."""
     rows = table.sort_by("step").to_pandas().dropna()

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from . import frames
+from .answers import Answers
 from .derive import POOLED, columns_of, drift_frame, histogram_frame, needed, stats_frame
 from .description import describe
 from .frames import Overview
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: A run whose writer cannot be asked counts as live for so long after its last row (seconds).
 LIVE_SECONDS = 60.0
+#: Answers that are kept of a run that does not grow.
+KEPT_BYTES = 128 * 2**20
 
 Result = TypeVar("Result")
 Names = str | Sequence[str] | None
@@ -43,9 +46,7 @@ def _cached(method: Callable[..., Result]) -> Callable[..., Result]:
         given = [(None, a) for a in args] + sorted(named.items())
         key = (method.__name__, *((name, tuple(a) if isinstance(a, list) else a) for name, a in given))
         with self._lock:
-            if key not in self._answers:
-                self._answers[key] = method(self, *args, **named)
-            return self._answers[key]
+            return self._answers.get(key, lambda: method(self, *args, **named))
 
     return answer
 
@@ -69,7 +70,7 @@ class Run:
         self.path = store.path or Path(store.url)
         self.url, self.name = store.url, store.name
         self._lock = threading.RLock()
-        self._answers: dict[tuple, Any] = {}
+        self._answers = Answers(KEPT_BYTES)
         self.info, self._damage = describe(store)
         self._log = LogReader(store, session)
         self._seen = self._log.generation
@@ -332,6 +333,11 @@ class Run:
         return frames.stored_values(
             self._log, tensor, ["weight", "initial_weight"] if kind == "weight" else [kind]
         )
+
+    @_cached
+    def unit_means(self, kind: str) -> pd.DataFrame:
+        """What `values` holds of modules, the mean over units at each capture: tensor, step, value."""
+        return frames.unit_means(self._log, kind, self._names())
 
     @_cached
     def activity(
