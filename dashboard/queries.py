@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import logging
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotReady
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..monitor import Run, RunError, StoreError
 from ..monitor.runs import each, run_folders
 from ..monitor.store import store_of
-
-if TYPE_CHECKING:
-    from ..monitor.findings import Finding
-
-log = logging.getLogger(__name__)
+from .judging import Judgement, Judges, from_plain, to_plain
+from .remembered import Shelf
+from .summaries import Summary, facts, summarise
 
 SCAN_SECONDS = 3.0  # a new run appears after so long
 REFRESH_SECONDS = 0.5  # one look at a run's files serves every request in this time
+RESTING = 20  # times as long when no process writes the run
 REMOTE = 10  # times as long on an object store, where every look is a request that is paid for
 MEMO_ENTRIES = 96
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the detectors said about one state of a run. `error` is set when they could not finish."""
-
-    stamp: str
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    error: str = ""
-    again: float = 0.0  # monotonic time before which a live run is not judged again
-
-    @property
-    def alarms(self) -> list[Finding]:
-        """The findings that are more than a remark."""
-        return [finding for finding in self.findings if finding.severity != "info"]
-
-    @property
-    def health(self) -> str:
-        """The worst severity, "healthy" without an alarm."""
-        severities = {finding.severity for finding in self.findings}
-        return next(
-            (s for s in ("critical", "warning") if s in severities), "unknown" if self.error else "healthy"
-        )
 
 
 class Library:
@@ -73,12 +48,14 @@ class Library:
         self._fault: StoreError | None = None
         self._refreshed: dict[str, float] = {}
         self._judged: dict[str, Judgement] = {}
-        self._pending: dict[
-            str, Future[Judgement]
-        ] = {}  # in the order of the wish: the latest is served first
-        self._judge = ThreadPoolExecutor(1, thread_name_prefix="layerwatch-judge")
-        self._judges: OrderedDict[str, Run] = OrderedDict()
+        self._asked: dict[str, Future[Judgement]] = {}
+        shelf = self._verdicts = Shelf("judgements")
+        self._judges = Judges(lambda url, judged: shelf.put(url, judged.stamp, to_plain(judged)))
+        self._summaries: dict[str, tuple[str, Summary]] = {}
+        self._summary_shelf = Shelf("summaries")
+        self._reader: threading.Thread | None = None
         self._memo: OrderedDict[Hashable, Any] = OrderedDict()
+        self.close = weakref.finalize(self, self._judges.close)  # ends the worker; runs at exit, too
 
     def runs(self) -> dict[str, Run]:
         """Name -> run, newest first.
@@ -115,8 +92,8 @@ class Library:
             raise RunError(
                 reason or f"There is no run named {name!r} in {self.root}. The Runs page lists what is there."
             )
-        now = time.monotonic()
-        if now - self._refreshed.get(name, float("-inf")) > REFRESH_SECONDS * self._patience:
+        now, rest = time.monotonic(), 1 if run.live else RESTING
+        if now - self._refreshed.get(name, float("-inf")) > REFRESH_SECONDS * self._patience * rest:
             self._refreshed[name] = now
             run.refresh()
         return run
@@ -126,18 +103,77 @@ class Library:
 
         A run that grew shows its previous findings until the new ones are ready; `wait` seconds are waited.
         """
-        stamp = self.run(name).fingerprint()
+        run = self.run(name)
+        stamp = run.fingerprint()
+        self._collect()
         with self._lock:
+            if name not in self._judged and (kept := self._verdicts.get(run.url, stamp)):
+                with contextlib.suppress(KeyError, TypeError):  # it was meddled with
+                    self._judged[name] = from_plain(kept)
             known = self._judged.get(name)
             if known and (known.stamp == stamp or time.monotonic() < known.again):
                 return known
-            future = self._pending.pop(name, None) or Future()
-            self._pending[name] = future
-            self._judge.submit(self._judge_latest)
+            future = self._asked[name] = self._judges.ask(run.url)
         try:
             return future.result(timeout=wait)
         except NotReady:
             return known
+
+    def _collect(self) -> None:
+        """Take the judgements that are ready."""
+        with self._lock:
+            for name in [name for name, future in self._asked.items() if future.done()]:
+                self._judged[name] = self._asked.pop(name).result()
+
+    def summary(self, name: str) -> Summary:
+        """The numbers of a run for a table (see `summaries.Summary`), computed when its log has grown.
+
+        Raises:
+            RunError: there is no such run below the root, or it cannot be read any more.
+        """
+        run = self.run(name)
+        stamp = run.fingerprint()
+        known = self._summaries.get(name)
+        if known is None and (kept := self._summary_shelf.get(run.url, stamp)):
+            known = stamp, kept
+        if known is None or known[0] != stamp:
+            known = stamp, summarise(run)
+            self._summary_shelf.put(run.url, stamp, known[1])
+        self._summaries[name] = known
+        return known[1] | facts(run)
+
+    def summaries(self, patience: float = 0.25) -> dict[str, Summary]:
+        """`summary` of every run, newest first, in little more than `patience` seconds.
+
+        What takes longer is read behind, and `cursor("")` changes when there is more: until then a run has
+        what run.json says, with `read` False, or its previous numbers. A run that cannot be read has `error`.
+        """
+        until = time.monotonic() + patience
+        found: dict[str, Summary] = {}
+        late = False
+        for name, run in self.runs().items():
+            if time.monotonic() < until or (self._summaries.get(name, ("",))[0] == run.fingerprint()):
+                found[name] = self._summary_or_error(name)
+            else:
+                late = True
+                known = self._summaries.get(name)
+                found[name] = {"read": False, **(known[1] if known else {}), **facts(run)}
+        if late and (self._reader is None or not self._reader.is_alive()):
+            reader = weakref.WeakMethod(self._read_all)
+            self._reader = threading.Thread(target=_call, args=(reader,), name="layerwatch-read", daemon=True)
+            self._reader.start()
+        return found
+
+    def _summary_or_error(self, name: str) -> Summary:
+        try:
+            return self.summary(name)
+        except (RunError, OSError) as error:
+            return {"read": False, "error": str(error)}
+
+    def _read_all(self) -> None:
+        for name in self.runs():
+            self._summary_or_error(name)
+            time.sleep(0.002)  # the pages first
 
     def cursor(self, name: str) -> tuple[str, str]:
         """What changes when the log of a run grew, and what changes when the detectors said something new.
@@ -147,7 +183,12 @@ class Library:
         runs = {name: self.run(name)} if name else self.runs()
         if name:
             self.judgement(name)
+        self._collect()
         logs = [f"{key}{run.fingerprint()}{run.live}" for key, run in runs.items()]
+        if not name:
+            logs.append(
+                str(len(self._summaries) * 10 // max(len(runs), 1))
+            )  # news at every tenth that was read
         said = [known.stamp for key in runs if (known := self._judged.get(key))]
         return _digest(logs), _digest(said)
 
@@ -176,6 +217,8 @@ class Library:
         runs, broken = {}, {}
         for folder, found in zip(folders, each(self._store, folders, self._opened), strict=True):
             (runs if isinstance(found, Run) else broken)[folder or self._store.name] = found
+        for name in runs:
+            self._refreshed.setdefault(name, self._scanned)
         newest = sorted(runs, key=lambda name: -float(runs[name].info.get("created") or 0))
         self._runs = {name: runs[name] for name in newest}
         self._broken = broken
@@ -187,41 +230,11 @@ class Library:
         except (RunError, OSError) as error:
             return str(error)
 
-    def _judge_latest(self) -> None:
-        """Judge the run that was asked for last: somebody waits for it, the others are rows of a table."""
-        with self._lock:
-            if not self._pending:
-                return
-            name = next(reversed(self._pending))
-            future, run = self._pending[name], self._runs.get(name)
-            url = run.url if run else self._store.at(name).url
-        result = self._find(url)
-        with self._lock:
-            self._judged[name] = result
-            self._pending.pop(name, None)
-        future.set_result(result)
 
-    def _find(self, url: str) -> Judgement:
-        """Judge a run on a reader of its own, because a reader is locked while its detectors work."""
-        began, stamp = time.monotonic(), ""
-        try:
-            judge = self._judges.pop(url, None) or Run(url)
-            self._judges[url] = judge
-            if len(self._judges) > 3:
-                self._judges.popitem(last=False)
-            judge.refresh()
-            stamp = judge.fingerprint()
-            return Judgement(stamp, judge.findings(), judge.notes(), again=_later(began))
-        except Exception as error:  # a detector may raise anything; the page must still open
-            log.exception("the detectors failed on %s", url)
-            return Judgement(stamp, error=f"{type(error).__name__}: {error}", again=_later(began))
+def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    if found := method():
+        found()
 
 
 def _digest(parts: list[str]) -> str:
     return hashlib.blake2b("|".join(parts).encode(), digest_size=8).hexdigest()
-
-
-def _later(began: float) -> float:
-    """Judging may take at most about a fifth of the time."""
-    now = time.monotonic()
-    return now + min(4 * (now - began), 60.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="layerwatch-tests-")  # not the user's own
 
 import numpy as np
 import pytest
@@ -22,6 +25,10 @@ from .object_server import CREDENTIALS, ObjectServer
 
 settings.register_profile("layerwatch", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("layerwatch")
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

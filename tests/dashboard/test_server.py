@@ -126,21 +126,6 @@ def test_a_new_run_appears_without_a_restart(tmp_path: Path, runs_root: Path) ->
     assert library.run("late").name == "late"
 
 
-def test_detectors_that_fail_do_not_take_the_page_with_them(
-    runs_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from layerwatch.monitor import Run
-
-    def broken(*_: object) -> list[object]:
-        raise KeyError("norm")
-
-    monkeypatch.setattr(Run, "findings", broken)
-    judged = Library(runs_root).judgement("healthy", wait=30)
-    assert judged is not None
-    assert judged.health == "unknown"
-    assert "KeyError" in judged.error
-
-
 def test_answers_are_remembered_until_the_run_grows(library: Library) -> None:
     calls = []
     run = library.run("healthy")

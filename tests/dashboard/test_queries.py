@@ -1,0 +1,226 @@
+"""Runs summed up and judged: once for each state of a log, also over restarts, never in a page's thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from layerwatch.dashboard import judging, queries, remembered
+from layerwatch.dashboard.judging import Judgement, Judges, from_plain, judge, to_plain
+from layerwatch.dashboard.queries import Library
+from layerwatch.dashboard.remembered import Shelf
+from layerwatch.dashboard.summaries import flat
+from layerwatch.monitor import Run
+from layerwatch.monitor.findings import Finding
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for what is remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "layerwatch"
+
+
+@pytest.fixture
+def library_of(runs_root: Path, cache: Path) -> Iterator[Callable[[], Library]]:
+    made: list[Library] = []
+
+    def make() -> Library:
+        made.append(Library(runs_root))
+        return made[-1]
+
+    yield make
+    for library in made:
+        library.close()
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_summary_holds_the_numbers_of_the_log(library_of: Callable[[], Library], runs_root: Path) -> None:
+    summary, run = library_of().summary("healthy"), Run(runs_root / "healthy")
+    assert summary.get("read") is True
+    assert summary.get("step") == run.last_step
+    assert summary.get("train") == run.scalars("train_loss")["value"].iloc[-1]
+    assert summary.get("val") == run.scalars("val_loss")["value"].iloc[-1]
+    drift = run.drift()
+    last = drift[drift["step"] == drift["step"].max()].set_index("tensor")["relative_l2"]
+    assert summary.get("drift") == last.max()
+    assert summary.get("drift_layer") == last.idxmax()
+    assert summary.get("config") == {"lr": 0.1, "depth": 5}
+    assert summary.get("closed") is True
+    assert summary.get("live") is False
+    frozen = library_of().summary("finetune")
+    assert frozen.get("val") is None
+    assert frozen.get("gap") is None
+    blown = library_of().summary("nested/blow-up")
+    assert not np.isfinite(blown.get("train") or 0.0)
+
+
+def test_configurations_become_one_level() -> None:
+    nested = {"lr": 0.1, "optimizer": {"name": "adam", "betas": [0.9, 0.99]}, "empty": {}}
+    assert flat(nested) == {
+        "lr": 0.1, "optimizer.name": "adam", "optimizer.betas": "[0.9, 0.99]", "empty": "{}",
+    }  # fmt: skip
+
+
+def test_summaries_do_not_keep_a_page_waiting(library_of: Callable[[], Library]) -> None:
+    library = library_of()
+    before = library.cursor("")
+    found = library.summaries(patience=0.0)
+    assert set(found) == {"healthy", "vanishing", "nested/blow-up", "finetune"}
+    assert not any(summary.get("read") for summary in found.values())
+    assert all(summary.get("created") for summary in found.values())
+    until(lambda: all(summary.get("read") for summary in library.summaries(patience=0.0).values()))
+    assert library.cursor("") != before
+
+
+def test_nothing_is_computed_again_for_unchanged_runs(
+    library_of: Callable[[], Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = library_of()
+    summary, judged = first.summary("vanishing"), first.judgement("vanishing", wait=60)
+    assert judged is not None
+    assert judged.alarms
+
+    def never(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(queries, "summarise", never)
+    monkeypatch.setattr(Judges, "ask", never)
+    for library in (first, library_of()):  # this server, and the next one
+        assert library.summary("vanishing") == summary
+        again = library.judgement("vanishing")
+        assert again is not None
+        assert (again.stamp, again.findings, again.notes) == (judged.stamp, judged.findings, judged.notes)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "\x00"])
+def test_a_damaged_cache_is_ignored(library_of: Callable[[], Library], cache: Path, content: str) -> None:
+    judged = library_of().judgement("healthy", wait=60)
+    assert judged is not None
+    files = list((cache / "judgements").iterdir())
+    assert len(files) == 1
+    files[0].write_text(content)
+    again = library_of().judgement("healthy", wait=60)
+    assert again is not None
+    assert again.findings == judged.findings
+    kept = json.loads(files[0].read_text())
+    kept["answer"] = {"stamp": 1}
+    files[0].write_text(json.dumps(kept))
+    once_more = library_of().judgement("healthy", wait=60)
+    assert once_more is not None
+    assert once_more.findings == judged.findings
+
+
+def test_what_is_remembered_is_of_one_state(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf("x")
+    shelf.put("/runs/a", "1", {"n": 1})
+    assert shelf.get("/runs/a", "1") == {"n": 1}
+    assert shelf.get("/runs/a", "2") is None
+    assert shelf.get("/runs/b", "1") is None
+    monkeypatch.setattr(remembered, "engine", lambda: "another")
+    assert shelf.get("/runs/a", "1") is None
+
+
+def test_the_cache_is_bounded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered, "MOST", 50)
+    shelf = Shelf("x")
+    for number in range(250):
+        shelf.put(f"/runs/{number}", "1", {})
+    assert len(list((cache / "x").iterdir())) <= 150
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    shelf = Shelf("x")
+    shelf.put("/runs/a", "1", {})
+    assert shelf.get("/runs/a", "1") is None
+
+
+def test_a_judgement_survives_the_way_through_json() -> None:
+    finding = Finding(
+        "r", "nonfinite", "critical", ("a", "b"), 3, 9, "s", {"value": float("inf"), "n": 2}, "do"
+    )
+    judged = Judgement("stamp", [finding], ["note"], "")
+    assert from_plain(json.loads(json.dumps(to_plain(judged)))) == judged
+
+
+def test_detectors_that_fail_become_an_error(runs_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> list[object]:
+        raise KeyError("norm")
+
+    monkeypatch.setattr(Run, "findings", broken)
+    judged = judge(str(runs_root / "healthy"), OrderedDict())
+    assert judged.health == "unknown"
+    assert "KeyError" in judged.error
+
+
+def test_the_worker_is_another_process_and_comes_back_when_it_dies(runs_root: Path) -> None:
+    heard: list[str] = []
+    judges = Judges(lambda url, _: heard.append(url))
+    url = str(runs_root / "vanishing")
+    assert judges.ask(url).result(60).alarms
+    first = judges.pid
+    assert first is not None
+    assert first != os.getpid()
+    assert os.getpriority(os.PRIO_PROCESS, first) > os.getpriority(os.PRIO_PROCESS, 0)
+    os.kill(first, signal.SIGKILL)
+    assert judges.ask(url).result(60).alarms
+    second = judges.pid
+    assert second not in (None, first)
+    assert heard == [url, url]
+    judges.close()
+    assert judges.pid is None
+    until(lambda: not Path(f"/proc/{second}").exists())
+
+
+def test_a_worker_that_has_grown_is_replaced(runs_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "resident", lambda: judging.MOST_BYTES + 1)
+    answers, questions = runs_root.parent / "answers", runs_root.parent / "questions"
+    questions.write_text(json.dumps({"url": str(runs_root / "healthy")}) + "\n")
+    with open(questions) as wishes, open(answers, "w") as out:
+        judging._listen(wishes, out)
+    assert json.loads(answers.read_text())["last"] is True
+
+
+def test_the_worker_ends_with_its_server(runs_root: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, os, layerwatch.dashboard.judging as j\n"
+        "judges = j.Judges(lambda *_: None)\n"
+        "judges.ask(sys.argv[1]).result(60)\n"
+        "print(judges.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(runs_root / "healthy")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    worker = int(done.stdout)
+    until(lambda: not Path(f"/proc/{worker}/cmdline").exists() or not _cmdline(worker))
+
+
+def _cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
