@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -65,10 +64,11 @@ def finite(series: Series) -> Series:
 
 def outcome(history: History) -> Outcome:
     """Judge the training loss of a run; the answer is kept with the history."""
-    return _outcome(history)
+    if "outcome" not in history.__dict__:  # a global cache would keep the tables of old histories
+        history.__dict__["outcome"] = _outcome(history)
+    return history.__dict__["outcome"]
 
 
-@functools.lru_cache(maxsize=64)
 def _outcome(history: History) -> Outcome:
     losses = history.train_loss
     broken = np.flatnonzero(~np.isfinite(losses.value))
