@@ -147,8 +147,11 @@ def find(run: Run, baselines: Sequence[Run] = ()) -> tuple[list[Finding], list[s
         judged, and why. A detector that raises becomes a note.
     """
     from .detectors.history import History
+    from .detectors.thinned import Thinned, sparing
 
-    return judge(History(run), [History(b) for b in baselines])
+    source, *others = map(sparing, (run, *baselines))
+    found, notes = judge(History(source), [History(other) for other in others])
+    return found, [*notes, source.note] if isinstance(source, Thinned) else notes
 
 
 def judge(history: History, baselines: Sequence[History] = ()) -> tuple[list[Finding], list[str]]:
