@@ -185,6 +185,7 @@ def defaults(body: list[Any], view: View) -> dict[str, Any]:
     for part in body:
         for item in [part, *part._traverse()]:
             key = getattr(item, "id", None)
-            if isinstance(key, dict) and "state" in key and key["state"] not in (*view.params, *ALWAYS_WRITTEN):
-                found[key["state"]] = getattr(item, "value", None)
+            state = key.get("state") if isinstance(key, dict) else None
+            if state and state not in (*view.params, *ALWAYS_WRITTEN):
+                found[state] = getattr(item, "value", None)
     return found
