@@ -1,7 +1,9 @@
-// Cells and colours of the table of runs, and number labels of the sliders.
+// The table of runs: its cells, what a link says of it, pins, and the choice of runs to compare.
 (() => {
   const functions = (window.dashAgGridFunctions = window.dashAgGridFunctions || {});
   const components = (window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {});
+  const element = (...parts) => React.createElement(...parts);
+  const MOST = 8, REMEMBERED = "layerwatch_pins";
 
   functions.layerwatchGridTheme = (theme) =>
     theme.withParams({
@@ -14,21 +16,214 @@
       headerTextColor: "var(--dim)",
       borderColor: "var(--border)",
       rowHoverColor: "var(--hover)",
+      selectedRowBackgroundColor: "var(--accent-soft)",
       accentColor: "var(--accent)",
       wrapperBorder: false,
       columnBorder: false,
       headerColumnResizeHandleColor: "transparent",
     });
 
-  components.RunLink = ({ data }) => React.createElement("a", { href: data.href, className: "run-link" }, data.run);
-  components.Health = ({ data }) =>
-    React.createElement(
-      "span",
-      { className: "health-cell" },
-      React.createElement("span", { className: `badge ${data.health}` }, data.health),
-      data.live ? React.createElement("span", { className: "dot", title: "live" }) : null,
+  // Runs without a number stay at the end, whichever way is sorted.
+  functions.layerwatchNumbers = (one, two, _a, _b, descending) => {
+    const [none, other] = [one ?? null, two ?? null].map((value) => value === null);
+    if (none || other) return none && other ? 0 : none !== descending ? 1 : -1;
+    return one - two;
+  };
+  functions.layerwatchSetting = (value) => (value === undefined ? "" : value === null ? "–" : String(value));
+  functions.layerwatchPinsFirst = ({ nodes }) => {
+    const pinned = pins();
+    const place = (node) => (pinned.has(node.data.run) ? 0 : 1);
+    nodes.splice(0, nodes.length, ...[...nodes].sort((a, b) => place(a) - place(b)));
+  };
+
+  // ---- cells
+
+  const path = (run) => `${window.layerwatch.base}/run/${run.split("/").map(encodeURIComponent).join("/")}`;
+  components.RunLink = ({ data }) =>
+    element("a", { href: `${path(data.run)}/overview`, className: "run-link", title: data.run }, data.run);
+  components.Health = ({ data }) => element("span", { className: `badge ${data.health}` }, data.health);
+  components.Star = ({ data }) => {
+    const on = pins().has(data.run);
+    const name = `${on ? "Unpin" : "Pin"} ${data.run}`;
+    return element(
+      "button",
+      { className: on ? "star on" : "star", "aria-pressed": on, "aria-label": name, title: on ? "Unpin" : "Pin to the top", "data-run": data.run },
+      on ? "★" : "☆",
     );
+  };
+  components.Progress = ({ data }) =>
+    element(
+      "span",
+      { className: "progress" },
+      data.texts.step,
+      data.done === null ? null : element("i", { style: { width: `${100 * data.done}%` } }),
+    );
+  const UNITS = [[86400, "d"], [3600, "h"], [60, "min"]];
+  function ago(moment) {
+    if (moment === null) return "–";
+    const seconds = Math.max(Date.now() / 1000 - moment, 0);
+    const [size, unit] = UNITS.find(([size]) => seconds >= size) ?? [1, "s"];
+    return seconds < 5 ? "just now" : `${Math.floor(seconds / size)} ${unit} ago`;
+  }
+  components.Age = ({ data }) =>
+    data.live
+      ? element("span", { className: "badge live" }, element("span", { className: "dot" }), "live")
+      : element("span", { className: "dim" }, ago(data.updated));
+  components.Drift = ({ data }) =>
+    element(
+      "span",
+      { className: "drift-cell", title: data.layer },
+      element("b", null, data.texts.drift),
+      element("span", { className: "dim" }, element("bdi", { dir: "ltr" }, data.layer)),
+    );
+  components.Tags = ({ data }) =>
+    element("span", { className: "tags" }, ...data.tags.map((tag) => element("span", { className: "tag", key: tag }, tag)));
 
   const mantine = (window.dashMantineFunctions = window.dashMantineFunctions || {});
   mantine.twoDigits = (value) => Number(value).toFixed(2);
+
+  // ---- state: in hidden fields of the page, and so in its address
+
+  let grid = null;
+  const field = (key) => window.dash_component_api?.getLayout?.({ state: key })?.props?.value ?? "";
+  const write = (key, value) => {
+    if (String(field(key)) !== value) window.dash_clientside.set_props({ state: key }, { value });
+  };
+  const split = (text) => String(text).split(",").filter(Boolean).map(decodeURIComponent);
+  const pins = () => new Set(split(field("pins")));
+
+  function pin(run) {
+    const now = pins();
+    now.has(run) ? now.delete(run) : now.add(run);
+    const text = [...now].map(encodeURIComponent).join(",");
+    localStorage.setItem(REMEMBERED, text);
+    write("pins", text);
+  }
+
+  function count() {
+    const said = document.getElementById("runs-count");
+    if (!said || !grid) return;
+    const [all, shown] = [grid.getGridOption("rowData")?.length ?? 0, grid.getDisplayedRowCount()];
+    let total = 0;
+    grid.forEachNode(() => (total += 1));
+    said.textContent = shown === (total || all) ? `${shown} run${shown === 1 ? "" : "s"}` : `${shown} of ${total} runs`;
+  }
+
+  // ---- comparing
+
+  let ticked = [];
+  function choose({ api }) {
+    const now = api.getSelectedNodes().map((node) => node.data.run);
+    ticked = [...ticked.filter((run) => now.includes(run)), ...now.filter((run) => !ticked.includes(run))];
+    const refused = ticked.length > MOST;
+    for (const run of ticked.splice(MOST)) api.getRowNode(run)?.setSelected(false);
+    bar(refused);
+  }
+  function bar(refused) {
+    const [box, said, link] = ["compare-bar", "compare-said", "compare-link"].map((id) => document.getElementById(id));
+    if (!box) return;
+    box.classList.toggle("hidden", ticked.length === 0);
+    const [first, ...rest] = ticked;
+    const few = ticked.length < 2;
+    said.textContent = refused
+      ? `At most ${MOST} runs can be compared: more curves cannot be told apart.`
+      : few ? "Tick one more run to compare." : "";
+    link.classList.toggle("hidden", few);
+    link.textContent = `Compare ${ticked.length} runs`;
+    link.setAttribute("href", few ? "#" : `${path(first)}/compare?with=${rest.map(encodeURIComponent).join(",")}`);
+  }
+  addEventListener("click", (event) => {
+    if (event.target.closest?.("#compare-clear")) grid?.deselectAll();
+    const star = event.target.closest?.(".star[data-run]");
+    if (star) pin(star.dataset.run);
+  });
+
+  // ---- the grid of this page
+
+  function sorted({ api }) {
+    const order = api.getColumnState().filter((column) => column.sort).sort((a, b) => a.sortIndex - b.sortIndex);
+    write("sort", order.map((column) => `${column.colId}:${column.sort}`).join(","));
+  }
+  function filtered({ api }) {
+    const model = api.getFilterModel();
+    write("where", Object.keys(model).length ? JSON.stringify(model) : "");
+    count();
+  }
+  function pressed({ event, colDef, data, api, node }) {
+    if (event.key === "Enter" && colDef.field === "run") window.layerwatch.go(`${path(data.run)}/overview`);
+    if (event.key === "Enter" && colDef.colId === "pin") pin(data.run);
+    if (event.key === "p" && !event.ctrlKey && !event.metaKey) pin(data.run);
+    if (event.key === "Enter") api.setFocusedCell(node.rowIndex, colDef.colId ?? colDef.field);
+  }
+
+  function opened(api) {
+    grid = api;
+    ticked = [];
+    for (const [name, then] of Object.entries({
+      sortChanged: sorted,
+      filterChanged: filtered,
+      selectionChanged: choose,
+      cellKeyDown: pressed,
+      modelUpdated: count,
+    })) api.addEventListener(name, then);
+    try {
+      const model = JSON.parse(field("where") || "null");
+      if (model) api.setFilterModel(model);
+    } catch {
+      write("where", ""); // a link that somebody has edited
+    }
+    if (!field("pins")) write("pins", localStorage.getItem(REMEMBERED) ?? "");
+    count();
+  }
+
+  let asked = 0;
+  async function current() {
+    const mine = ++asked;
+    const api = await window.dash_ag_grid.getApiAsync("runs-grid");
+    if (mine === asked && api && api !== grid && !api.isDestroyed()) opened(api);
+    return api;
+  }
+
+  // Ages grow while nobody looks; only that column is drawn again.
+  setInterval(() => {
+    if (!document.hidden && grid && !grid.isDestroyed()) grid.refreshCells({ columns: ["updated"], force: true });
+  }, 30000);
+
+  window.dash_clientside = window.dash_clientside || {};
+  window.dash_clientside.runs = {
+    // What is written in the controls becomes what the table shows.
+    show(_id, filter, columns) {
+      current().then((api) => {
+        if (!api || api.isDestroyed()) return;
+        if ((filter ?? "") !== (api.getGridOption("quickFilterText") ?? "")) api.setGridOption("quickFilterText", filter ?? "");
+        const wanted = new Set(["pin", "run", ...(Array.isArray(columns) ? columns : split(columns ?? ""))]);
+        for (const column of api.getColumns()) {
+          const id = column.getColId();
+          if (id.startsWith("ag-Grid-") || column.isVisible() === wanted.has(id)) continue;
+          api.setColumnsVisible([id], wanted.has(id));
+        }
+        api.refreshClientSideRowModel("sort");
+        api.refreshCells({ columns: ["pin"], force: true });
+      });
+      return window.dash_clientside.no_update;
+    },
+
+    // Only the rows that changed: scroll, focus and ticks stay.
+    apply({ rows, gone, cursor }) {
+      if (rows) {
+        current().then((api) => {
+          const [add, update] = [rows.filter((row) => !api.getRowNode(row.run)), rows.filter((row) => api.getRowNode(row.run))];
+          const remove = gone.filter((run) => api.getRowNode(run)).map((run) => ({ run }));
+          if (add.length + update.length + remove.length === 0) return;
+          api.applyTransaction({ add, update, remove, addIndex: 0 });
+          const cells = update.map((row) => api.getRowNode(row.run));
+          if (cells.length) api.refreshCells({ rowNodes: cells, force: true });
+          document.getElementById("runs-card")?.classList.remove("hidden");
+          document.getElementById("runs-empty")?.classList.add("hidden");
+          count();
+        });
+      }
+      return cursor;
+    },
+  };
 })();

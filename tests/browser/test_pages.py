@@ -61,8 +61,8 @@ def test_the_runs_page_lists_every_run(open_page: Open) -> None:
         expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
     expect(page.locator(".badge.checking")).to_have_count(0, timeout=60_000)
     row = page.locator("[row-id='nested/blow-up']")
-    expect(row.locator(".badge")).to_have_text("critical")
-    page.get_by_text("Last step", exact=True).click()
+    expect(row.locator(".badge").first).to_have_text("critical")
+    page.locator("#runs-grid").get_by_text("Step", exact=True).click()
     until(
         lambda: (
             page.locator(".ag-row[row-index='0'] .run-link").inner_text() in ("finetune", "nested/blow-up")

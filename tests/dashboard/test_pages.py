@@ -14,7 +14,7 @@ from dash.development.base_component import Component
 
 from layerwatch.dashboard.components import state_id
 from layerwatch.dashboard.figures.theme import LIGHT, Style
-from layerwatch.dashboard.pages import PAGES, drift, gradient_flow, layer, overfitting, overview, runs
+from layerwatch.dashboard.pages import PAGES, drift, gradient_flow, layer, overfitting, overview
 from layerwatch.dashboard.plots import draw
 from layerwatch.dashboard.queries import Library
 from layerwatch.dashboard.shell import open_page
@@ -85,21 +85,6 @@ def test_every_word_of_the_navigation_is_a_link(library: Library) -> None:
         }
         assert list(links) == ["Runs", *RUN_PAGES.values()]
     assert links["Gradient flow"] == "/run/nested/blow-up/gradient-flow"
-
-
-def test_the_runs_table_links_every_run_by_its_name(library: Library) -> None:
-    rows = {row["run"]: row for row in runs.table(library)}
-    assert set(rows) == set(RUNS)
-    assert rows["nested/blow-up"]["href"] == "/run/nested/blow-up/overview"
-    assert rows["healthy"]["step"] == 59
-    assert rows["healthy"]["train"] == library.run("healthy").scalars("train_loss")["value"].iloc[-1]
-    assert rows["nested/blow-up"]["train"] is None  # NaN is no number for a grid
-    assert rows["finetune"]["texts"]["val"] == "–"
-
-
-def test_an_empty_folder_shows_the_lines_that_write_a_log(tmp_path: Path) -> None:
-    _, _, body = open_page(Library(tmp_path), View(), {})
-    assert "from layerwatch import watch" in text(body)
 
 
 def test_a_run_folder_itself_can_be_the_root(runs_root: Path) -> None:
