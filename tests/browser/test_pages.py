@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from layerwatch import Run
+from layerwatch.dashboard.figures.cells import values_of
 from layerwatch.dashboard.urls import RUN_PAGES
 from tests.browser.reading import address, array, layout, traces, until
 
@@ -100,10 +101,10 @@ def test_drift_on_screen_is_that_of_the_log(open_page: Open, healthy: Run) -> No
 def test_the_layer_page_shows_histograms_biases_and_norms_of_the_log(open_page: Open, healthy: Run) -> None:
     page = open_page("/run/healthy/layer?tensor=2.weight&scale=log")
     for kind in ("weight", "gradient", "update", "activation"):
-        shares = np.nan_to_num(array(traces(page, f"histogram-{kind}")[0]["z"]))
-        np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-4)
+        shares = values_of(traces(page, f"histogram-{kind}")[0])
+        np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-2)
     _, values = healthy.values("2.bias")
-    np.testing.assert_allclose(array(traces(page, "bias-plot")[0]["z"]), values.T, rtol=1e-5)
+    np.testing.assert_allclose(values_of(traces(page, "bias-plot")[0]), values.T, atol=1e-4)
     drawn = {trace["name"]: trace["y"] for trace in traces(page, "history-plot")}
     np.testing.assert_allclose(drawn["weight norm"], healthy.stats("weight", "2.weight")["norm"], rtol=1e-6)
     np.testing.assert_allclose(drawn["update ratio"], healthy.stats("update", "2.weight")["ratio"], rtol=1e-6)

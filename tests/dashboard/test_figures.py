@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerwatch.dashboard.figures import curves, grid, histogram, layer, layermap, loss
+from layerwatch.dashboard.figures import curves, grid, histogram, layer, layermap, loss, norms
 from layerwatch.dashboard.figures.base import line, log_axis, packed, smooth, thin
+from layerwatch.dashboard.figures.cells import values_of
 from layerwatch.dashboard.figures.theme import DARK, LIGHT, Style, message, template, wrap
 
 STYLES = [Style(LIGHT), Style(DARK), Style(LIGHT, narrow=True)]
@@ -45,9 +46,7 @@ def test_plotly_accepts_every_figure(style: Style) -> None:
             **{q: [0.0, 1.0] for q in ("min", "p01", "p05", "p25", "p50", "p75", "p95", "p99", "max")},
         }
     )
-    norms = pd.DataFrame(
-        {"step": [0, 1], "norm": [1.0, 2.0], "ratio": [1e-3, 1e-2], "relative_l2": [0.0, 0.1]}
-    )
+    ratio = pd.DataFrame({"step": [0, 1], "ratio": [1e-3, 1e-2]})
     figures = [
         loss.loss(frame([3, 2, np.nan, 1]), frame([3, 2], 2), [], style, 0.5, True, (0, 2)),
         loss.overfitting(frame([3, 2, 1]), frame([3, 4], 2), frame([1, 2]), style),
@@ -61,7 +60,7 @@ def test_plotly_accepts_every_figure(style: Style) -> None:
         layer.vector(np.arange(3), np.ones((3, 2)), "b", style),
         layer.vector(np.arange(3), np.random.randn(3, 20), "b", style),
         layer.activity(np.arange(3), np.ones((3, 300), dtype=bool), style),
-        layer.history(norms, norms, norms, norms, style),
+        norms.history([norms.Series(ratio, "ratio", "update ratio", "third", log=True)], style),
         curves.small_multiples({"lr": frame([1, 1]), "grad_norm": frame([1e-4, 10])}, style, 0.3),
         curves.overlay({"a": frame([1, 2]), "b": frame([2, 1])}, "train_loss", style, 0.3, True),
         message("nothing <b>here</b>", style),
@@ -236,7 +235,7 @@ def test_a_small_bias_is_lines_and_a_large_one_a_map() -> None:
     few = layer.vector(np.arange(2), np.array([[1.0, 2.0], [3.0, 4.0]]), "b", Style())
     assert [trace["y"] for trace in few["data"]] == [[1.0, 3.0], [2.0, 4.0]]
     many = layer.vector(np.arange(2), np.arange(20.0).reshape(2, 10), "b", Style())
-    assert unpack(many["data"][0]["z"]).tolist() == np.arange(20.0).reshape(2, 10).T.tolist()
+    np.testing.assert_allclose(values_of(many["data"][0]), np.arange(20.0).reshape(2, 10).T, atol=1e-3)
 
 
 def test_an_empty_frame_says_why_there_is_nothing() -> None:

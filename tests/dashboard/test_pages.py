@@ -14,7 +14,7 @@ from dash.development.base_component import Component
 
 from layerwatch.dashboard.components import state_id
 from layerwatch.dashboard.figures.theme import LIGHT, Style
-from layerwatch.dashboard.pages import PAGES, drift, gradient_flow, layer, overfitting, overview
+from layerwatch.dashboard.pages import PAGES, drift, gradient_flow, overfitting, overview
 from layerwatch.dashboard.plots import draw
 from layerwatch.dashboard.queries import Library
 from layerwatch.dashboard.shell import open_page
@@ -199,42 +199,6 @@ def test_frozen_layers_are_named(library: Library) -> None:
     assert "2.weight" not in card
 
 
-def test_the_layer_page_starts_with_the_worst_layer(library: Library) -> None:
-    judged = library.judgement("vanishing", wait=60)
-    assert judged is not None
-    named = [name for finding in judged.alarms for name in finding.layers]
-    assert named, "the vanishing run should raise an alarm that names a layer"
-    _, _, body = open_page(library, View("layer", "vanishing"), {})
-    assert controls(body)["tensor"] == named[0]
-
-
-def test_without_findings_the_layer_page_starts_with_the_first_matrix(library: Library) -> None:
-    assert layer.worst(library.run("healthy"), None) == "0.weight"
-
-
-def test_a_weight_comes_with_the_bias_of_its_module(library: Library) -> None:
-    figure = figures(library, "layer", "healthy", SCREENS[0], tensor="2.weight")["bias-plot"]
-    _, values = library.run("healthy").values("2.bias")
-    np.testing.assert_allclose(unpack(figure["data"][0]["z"]), values.T, rtol=1e-6)
-
-
-def test_a_module_shows_its_output_and_hides_what_it_lacks(library: Library) -> None:
-    shown = dict(zip(layer.SHOWN, layer.available(library.run("healthy"), "1"), strict=True))
-    assert shown["weight"] == "hidden"
-    assert shown["activation"] == ""
-    figure = figures(library, "layer", "healthy", SCREENS[0], tensor="1")["activity-plot"]
-    _, active = library.run("healthy").activity("activation", "1")
-    np.testing.assert_array_equal(unpack(figure["data"][0]["z"]), active.T)
-
-
-def test_histograms_on_screen_hold_every_element(library: Library) -> None:
-    figure = figures(library, "layer", "healthy", SCREENS[0], tensor="0.weight", scale="log")[
-        "histogram-weight"
-    ]
-    shares = np.nan_to_num(unpack(figure["data"][0]["z"]))
-    np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-5)
-
-
 def test_overfitting_says_how_to_log_a_validation_loss(library: Library) -> None:
     _, _, body = open_page(library, View("overfitting", "finetune"), {})
     assert "watcher.log(val_loss=" in text(body)
@@ -247,15 +211,6 @@ def test_weight_growth_is_the_norm_over_all_layers(library: Library) -> None:
     assert overfitting.weight_growth(run)["value"].iloc[-1] == pytest.approx(
         by_step.iloc[-1] / by_step.iloc[0]
     )
-
-
-def test_compare_shows_only_what_differs(library: Library) -> None:
-    from layerwatch.dashboard.pages.compare import differences, settings
-
-    rows, same = differences(settings(library.run("healthy")), settings(library.run("vanishing")))
-    assert ("config.lr", "0.1", "0.05") in rows
-    assert same > 0
-    assert all(one != two for _, one, two in rows)
 
 
 def test_controls_take_their_value_from_the_address_and_ignore_nonsense(library: Library) -> None:
