@@ -12,6 +12,7 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, set_props
 from . import live, plots, security
 from .pages import PAGES
 from .queries import Library
+from .sent import Sent
 from .shell import cursor, defaults, headline, nav_run, open_page, screen_of_browser, shell
 from .urls import View, parse
 
@@ -51,11 +52,12 @@ def create_app(root: str | Path, host: str = "127.0.0.1") -> Dash:
     )
     app.layout = shell
     security.protect(app.server, host)
-    live.register(app.server, library)
+    sent = Sent()
+    live.register(app.server, library, sent)
     _register(app, library)
     for page in PAGES.values():
         page.register(app, library)
-        plots.register(app, library, page.PLOTS)
+        plots.register(app, library, sent, page.PLOTS)
         _register_zoom(app, [plot.id for plot in page.PLOTS if plot.on_steps])
     return app
 

@@ -11,6 +11,7 @@ from dash import dcc, html
 
 from .figures.base import wide
 from .figures.theme import TEMPLATES, Style
+from .figures.times import AXES
 from .text import integer, number, words
 from .urls import View, href
 
@@ -54,11 +55,12 @@ def graph(name: str, title: str, height: int, style: Style) -> html.Div:
 
 
 def toolbar(view: View, *controls: Any) -> html.Div:
-    """The controls of a page of plots over steps, with the zoomed step range among them."""
+    """The controls of a page of plots over steps, with what runs across and the zoomed step range."""
     zoomed = html.Button(
         "", id="range-chip", className="pill hidden", title="Back to the whole run (or double-click a plot)"
     )
-    return html.Div([*controls, zoomed, hidden(view, "range")], className="toolbar")
+    across = select(view, "axis", list(AXES.items()), "step", "X axis", 126)
+    return html.Div([*controls, across, zoomed, hidden(view, "range")], className="toolbar")
 
 
 def card(title: str, explain: str, *children: Any, tools: Sequence[Any] = ()) -> html.Section:

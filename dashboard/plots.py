@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 from dash import Dash, Input, Output, State, html
 
 from ..monitor import RunError
+from .clocks import clock_of
 from .components import graph, state_id
 from .figures.theme import TEMPLATES, Figure, Style, message, style_of
+from .figures.times import Clock, shown
+from .sent import Sent
+from .urls import step_range
 
 if TYPE_CHECKING:
     from ..monitor import Run
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 #: What every plot over steps follows besides its own controls.
-ON_STEPS = ("range",)
+ON_STEPS = ("range", "axis")
 FILES = (("png", "PNG picture"), ("svg", "SVG picture"), ("csv", "CSV data"), ("parquet", "Parquet data"))
 
 
@@ -132,10 +136,39 @@ def draw(
     except Exception as error:  # any other fault is ours; the page must say so and stay usable
         log.exception("drawing %s failed", plot.id)
         figure = message(f"This plot could not be drawn ({type(error).__name__}).", style, failed=True)
+    figure = _laid_out(figure, library, page["run"], controls)
     layout = figure["layout"]
     layout["template"] = TEMPLATES[style.palette.name]
-    layout["uirevision"] = "|".join([page["run"], *(str(controls.get(key)) for key in plot.keep)])
+    layout["uirevision"] = "|".join([page["run"], *(str(controls.get(key)) for key in ("axis", *plot.keep))])
     return figure
+
+
+def _laid_out(figure: Figure, library: Library, name: str, controls: dict[str, Any]) -> Figure:
+    """The figure on the step axis that the reader chose: see `times`."""
+    axis = str(controls.get("axis") or "step")
+    try:
+        clock = clock_of(library, library.run(name)) if axis in ("relative", "wall") else Clock()
+        others = {trace["meta"]["run"] for trace in figure["data"] if "run" in (trace.get("meta") or {})}
+        clocks = {run: clock_of(library, library.run(run)) for run in others} if clock.runs else {}
+    except (RunError, OSError):
+        clock, clocks = Clock(), {}
+    return shown(figure, axis, clock, step_range(controls.get("range")), clocks)
+
+
+def stamp(plot: Plot, cursors: tuple[str, str]) -> str:
+    """What changes when there is a reason to draw the plot again."""
+    return "-".join(cursors) if plot.judged else cursors[0]
+
+
+def current(
+    plot: Plot, library: Library, sent: Sent, page: dict[str, Any], screen: dict[str, Any], values: list[Any]
+) -> Figure:
+    """The figure with a tag, by which a live update knows what the browser holds."""
+    try:
+        now, live = stamp(plot, library.cursor(page["run"])), library.run(page["run"]).live
+    except (RunError, OSError):
+        now, live = "", False
+    return sent.tag(draw(plot, library, page, screen, values), now, live)
 
 
 def outcome(figure: Figure) -> tuple[Figure, str, str]:
@@ -145,27 +178,23 @@ def outcome(figure: Figure) -> tuple[Figure, str, str]:
     return figure, f"plot-frame {tone}".strip(), said
 
 
-def register(app: Dash, library: Library, plots: tuple[Plot, ...]) -> None:
+def register(app: Dash, library: Library, sent: Sent, plots: tuple[Plot, ...]) -> None:
     """A callback per plot. It returns the figure only: returned children would be built anew every time."""
     for plot in plots:
-        _register(app, library, plot)
+        _register(app, library, sent, plot)
 
 
-def _register(app: Dash, library: Library, plot: Plot) -> None:
-    inputs = [Input(state_id(key), "value") for key in plot.controls]
-    count = len(inputs)
-    if plot.judged:
-        inputs.append(Input("verdict", "data"))
+def _register(app: Dash, library: Library, sent: Sent, plot: Plot) -> None:
+    """A run that grows is no reason to call this: see `live`."""
 
     @app.callback(
         Output(plot.id, "figure"),
         Output(f"{plot.id}-frame", "className"),
         Output(f"{plot.id}-said", "children"),
-        Input("pulse", "data"),
         Input("screen", "data"),
         Input("retry", "data"),
-        *inputs,
+        *[Input(state_id(key), "value") for key in plot.controls],
         State("page", "data"),
     )
-    def update(_pulse: Any, screen: dict[str, Any], _retry: Any, *rest: Any) -> tuple[Figure, str, str]:
-        return outcome(draw(plot, library, rest[-1], screen, list(rest[:count])))
+    def update(screen: dict[str, Any], _retry: Any, *rest: Any) -> tuple[Figure, str, str]:
+        return outcome(current(plot, library, sent, rest[-1], screen, list(rest[:-1])))

@@ -27,7 +27,7 @@
   // The path that a proxy serves the dashboard at: "" or "/x".
   const config = JSON.parse(document.getElementById("_dash-config").textContent);
   const base = config.requests_pathname_prefix.replace(/\/$/, "");
-  window.layerwatch = { screen, preferred, base, state: {} };
+  window.layerwatch = Object.assign(window.layerwatch || {}, { screen, preferred, base, state: {} });
 
   function set(change) {
     Object.assign(screen, change);

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from .theme import Figure, Style
 
 #: More points than this a line costs the browser time and shows nothing more on a screen.
 MAX_POINTS = 1000
+#: The mark of an axis that carries optimizer steps.
+STEPS = "steps"
 GAP = 0.06  # between stacked panels, as a share of the figure
 
 
@@ -37,18 +38,23 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
-    """Indices of about `limit` points: lowest and highest of each bin, first, last. Spikes survive."""
+    """Indices of at most about `limit` points: lowest and highest of each bin, first, last. Spikes survive.
+
+    A bin covers a power of two of points and begins at a multiple of that, so a curve that grows keeps the
+    points that it has, and a live update need only bring the new ones.
+    """
     count = len(steps)
     if count <= limit:
         return np.arange(count)
-    edges = np.linspace(0, count, limit // 2 + 1).astype(int)
-    low = np.where(np.isfinite(values), values, np.inf)
-    high = np.where(np.isfinite(values), values, -np.inf)
-    keep = {0, count - 1}
-    for start, stop in pairwise(edges):
-        keep.add(start + int(np.argmin(low[start:stop])))
-        keep.add(start + int(np.argmax(high[start:stop])))
-    return np.array(sorted(keep))
+    width = 1
+    while -(-count // width) * 2 > limit:
+        width *= 2
+    room = np.full(-(-count // width) * width, np.nan)
+    room[:count] = values
+    starts = np.arange(0, count, width)
+    low = np.where(np.isfinite(room), room, np.inf).reshape(-1, width).argmin(axis=1)
+    high = np.where(np.isfinite(room), room, -np.inf).reshape(-1, width).argmax(axis=1)
+    return np.unique(np.concatenate([[0, count - 1], starts + low, starts + high]))
 
 
 def window(steps: np.ndarray, shown: tuple[float, float] | None) -> slice:
@@ -123,8 +129,12 @@ def stack(panels: list[Panel], style: Style, steps: tuple[float, float] | None =
 def step_axis(
     steps: tuple[float, float] | None = None, data: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
-    """The step axis, zoomed to a range when there is one; else as long as the traces, without padding."""
+    """The step axis, zoomed to a range when there is one; else as long as the traces, without padding.
+
+    Its mark tells `times.shown` to convert it, with all that lies on it, when the reader prefers time.
+    """
     axis: dict[str, Any] = {"title": {"text": "optimizer step"}, "hoverformat": ",d", "tickformat": ",d"}
+    axis["uirevision"] = STEPS  # Plotly allows no attribute of our own
     ends = [trace["x"][end] for trace in data if len(trace["x"]) for end in (0, -1)]
     if steps:
         axis |= {"range": list(steps), "autorange": False}

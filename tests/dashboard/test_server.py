@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import re
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -81,40 +80,6 @@ def test_scripts_are_compressed_once_and_cached(client: Client) -> None:
 def test_assets_do_not_lead_out_of_their_folder(client: Client, path: str) -> None:
     answer = client.get(path, headers={"Host": "localhost"}, buffered=True)
     assert b"def create_app" not in answer.data
-
-
-def test_the_live_route_knows_runs_and_only_runs(client: Client, library: Library) -> None:
-    library.judgement("healthy", wait=60)
-    answer = client.get("/api/live?run=healthy", headers={"Host": "localhost"})
-    assert answer.json is not None
-    assert set(answer.json) == {"cursor", "said", "live"}
-    assert answer.json["live"] is False
-    assert answer.headers["Cache-Control"] == "no-store"
-    for name in ("../healthy", "/etc/passwd", "nested", "%00"):
-        assert (
-            client.get("/api/live", query_string={"run": name}, headers={"Host": "localhost"}).status_code
-            == 404
-        )
-
-
-def test_the_cursor_changes_when_the_run_grows_and_only_then(tmp_path: Path) -> None:
-    from torch import nn, optim
-
-    from layerwatch.hooks import watch
-
-    net = nn.Linear(2, 1)
-    watcher = watch(net, optim.SGD(net.parameters(), 0.1), run=tmp_path / "one", every=1)
-    library = Library(tmp_path)
-    watcher.log(train_loss=1.0)
-    library.judgement("one", wait=60)
-    before = library.cursor("one")
-    assert library.cursor("one") == before
-    watcher.log(train_loss=0.5)
-    deadline = time.monotonic() + 10
-    while library.cursor("one") == before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert library.cursor("one") != before
-    watcher.close()
 
 
 def test_a_new_run_appears_without_a_restart(tmp_path: Path, runs_root: Path) -> None:
