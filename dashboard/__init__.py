@@ -9,12 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .app import create_app, serve
+    from .app import create_app
+    from .notebook import show
+    from .security import Access
+    from .serving import serve
 
-__all__ = ["create_app", "serve"]
+_OWNERS = {"Access": "security", "create_app": "app", "serve": "serving", "show": "notebook"}
+__all__ = ["Access", "create_app", "serve", "show"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _OWNERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(".app", __name__), name)
+    return getattr(importlib.import_module(f".{_OWNERS[name]}", __name__), name)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-import socket
 from pathlib import Path
 from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, set_props
 
-from . import live, plots, security
+from . import downloads, live, plots
 from .pages import PAGES
+from .prefix import below, prefix_of
 from .queries import Library
+from .security import Access, protect
 from .sent import Sent
 from .shell import cursor, defaults, headline, nav_run, open_page, screen_of_browser, shell
 from .urls import View, parse
 
 log = logging.getLogger(__name__)
-THREADS = 8
 
 
 class _Page(Dash):
@@ -25,33 +25,48 @@ class _Page(Dash):
 
     def interpolate_index(self, **parts: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         theme = screen_of_browser()["theme"]
-        head = f"{parts['metas']}<title>{parts['title']}</title>{parts['css']}"
+        icon = f'<link rel="icon" href="{self.get_asset_url("icon.svg")}">'
+        head = f"{icon}{parts['metas']}<title>{parts['title']}</title>{parts['css']}"
         scripts = parts["config"] + parts["scripts"] + parts["renderer"]
         return f"""<!DOCTYPE html>
 <html lang="en" data-mantine-color-scheme="{theme}">
 <head><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="{theme}"><link rel="icon" href="/assets/icon.svg">{head}</head>
+<meta name="color-scheme" content="{theme}">{head}</head>
 <body data-ag-theme-mode="{theme}">{parts["app_entry"]}<footer>{scripts}</footer></body></html>"""
 
 
-def create_app(root: str | Path, host: str = "127.0.0.1") -> Dash:
+def create_app(
+    root: str | Path, host: str = "127.0.0.1", *, access: Access | None = None, prefix: str = ""
+) -> Dash:
     """The dashboard over the runs at or below `root`, ready for any WSGI server (`app.server`).
 
     Args:
         root: a folder of runs, or one run; or the URL of such a place on an object store.
         host: the address it will be served on; requests for other host names are refused.
+        access: who may ask, when more is to be said of it than the host; a host that others can reach needs
+            a token: `Access("0.0.0.0", token="...")`.
+        prefix: the path that a proxy serves it at, such as "/x/".
+
+    Raises:
+        ValueError: others can reach the host and there is no token; the prefix is no path.
     """
+    prefix = prefix_of(prefix)
     library = Library(root)
     app = _Page(
         "layerwatch",
         assets_folder=str(Path(__file__).parent / "assets"),
         title="layerwatch",
         update_title="",
+        requests_pathname_prefix=f"{prefix}/",
+        routes_pathname_prefix="/",
         suppress_callback_exceptions=True,
         on_error=_report,
     )
     app.layout = shell
-    security.protect(app.server, host)
+    protect(app.server, access or Access(host))
+    if prefix:
+        app.server.wsgi_app = below(app.server.wsgi_app, prefix)
+    downloads.register(app.server, library)
     sent = Sent()
     live.register(app.server, library, sent)
     _register(app, library)
@@ -60,24 +75,6 @@ def create_app(root: str | Path, host: str = "127.0.0.1") -> Dash:
         plots.register(app, library, sent, page.PLOTS)
         _register_zoom(app, [plot.id for plot in page.PLOTS if plot.on_steps])
     return app
-
-
-def serve(root: str | Path, host: str = "127.0.0.1", port: int = 8050) -> None:
-    """Serve the dashboard until interrupted; prints its address once it listens.
-
-    Raises:
-        OSError: the port is taken.
-    """
-    import waitress
-
-    listener = socket.create_server(
-        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128
-    )
-    app = create_app(root, host)
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of plots is ordinary
-    shown = f"[{host}]" if ":" in host else host
-    print(f"layerwatch dashboard: http://{shown}:{listener.getsockname()[1]}/ (stop with Ctrl+C)", flush=True)  # noqa: T201
-    waitress.serve(app.server, sockets=[listener], threads=THREADS, ident="layerwatch")
 
 
 def _register(app: Dash, library: Library) -> None:
@@ -151,4 +148,5 @@ def _register_zoom(app: Dash, ids: list[str]) -> None:
 def _report(error: Exception) -> None:
     """A callback failed: say so at the top of the page and leave what is there."""
     log.error("a callback failed", exc_info=error)
-    set_props("error", {"children": f"{type(error).__name__}: {error}", "className": "banner"})
+    text = f"Something went wrong here ({type(error).__name__}); the log of the server says more."
+    set_props("error", {"children": text, "className": "banner"})

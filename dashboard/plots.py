@@ -132,7 +132,7 @@ def draw(
     try:
         figure = plot.draw(Scene(library, page["run"], library.run(page["run"]), style, controls))
     except (RunError, OSError) as error:
-        figure = message(f"This run cannot be read. {error}", style, failed=True)
+        figure = message(f"This run cannot be read. {library.explain(error)}", style, failed=True)
     except Exception as error:  # any other fault is ours; the page must say so and stay usable
         log.exception("drawing %s failed", plot.id)
         figure = message(f"This plot could not be drawn ({type(error).__name__}).", style, failed=True)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotReady
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,8 @@ class Library:
         local = isinstance(root, Path) or "://" not in root
         self._store = store_of(Path(root).resolve() if local else root)
         self.root = self._store.url
+        #: What a browser may read of it: the folder's name, or the address without the user and the options.
+        self.title = self._store.name if local else public_url(self.root)
         self._patience = 1 if local else REMOTE
         self._lock = threading.RLock()
         self._runs: dict[str, Run] = {}
@@ -90,7 +93,8 @@ class Library:
         if run is None:
             reason = self._broken.get(name)
             raise RunError(
-                reason or f"There is no run named {name!r} in {self.root}. The Runs page lists what is there."
+                reason
+                or f"There is no run named {name!r} in {self.title}. The Runs page lists what is there."
             )
         now, rest = time.monotonic(), 1 if run.live else RESTING
         if now - self._refreshed.get(name, float("-inf")) > REFRESH_SECONDS * self._patience * rest:
@@ -109,21 +113,39 @@ class Library:
         with self._lock:
             if name not in self._judged and (kept := self._verdicts.get(run.url, stamp)):
                 with contextlib.suppress(KeyError, TypeError):  # it was meddled with
-                    self._judged[name] = from_plain(kept)
+                    self._judged[name] = self._published(from_plain(kept))
             known = self._judged.get(name)
             if known and (known.stamp == stamp or time.monotonic() < known.again):
                 return known
             future = self._asked[name] = self._judges.ask(run.url)
         try:
-            return future.result(timeout=wait)
+            future.result(timeout=wait)
         except NotReady:
             return known
+        self._collect()
+        return self._judged.get(name)
 
     def _collect(self) -> None:
         """Take the judgements that are ready."""
         with self._lock:
             for name in [name for name, future in self._asked.items() if future.done()]:
-                self._judged[name] = self._asked.pop(name).result()
+                self._judged[name] = self._published(self._asked.pop(name).result())
+
+    def _published(self, judged: Judgement) -> Judgement:
+        notes = [self.public(note) for note in judged.notes]
+        return replace(judged, notes=notes, error=self.public(judged.error))
+
+    def explain(self, error: Exception) -> str:
+        """What a browser may read of an error: not where the runs lie on this machine."""
+        if isinstance(error, OSError) and not isinstance(error, RunError) and error.strerror:
+            return f"{type(error).__name__}: {error.strerror}"
+        return self.public(str(error))
+
+    def public(self, text: str) -> str:
+        """A text without the absolute path of the root."""
+        if len(self.root) < 2:  # the root of the file system
+            return text
+        return text.replace(f"{self.root}/", "").replace(self.root, self.title)
 
     def summary(self, name: str) -> Summary:
         """The numbers of a run for a table (see `summaries.Summary`), computed when its log has grown.
@@ -168,7 +190,7 @@ class Library:
         try:
             return self.summary(name)
         except (RunError, OSError) as error:
-            return {"read": False, "error": str(error)}
+            return {"read": False, "error": self.explain(error)}
 
     def _read_all(self) -> None:
         for name in self.runs():
@@ -212,7 +234,7 @@ class Library:
         try:
             folders, self._fault = run_folders(self._store), None
         except StoreError as fault:  # what is known stays; a later scan may do better
-            self._fault, self._broken = fault, {self.root: str(fault)}
+            self._fault, self._broken = fault, {self.title: self.explain(fault)}
             return
         runs, broken = {}, {}
         for folder, found in zip(folders, each(self._store, folders, self._opened), strict=True):
@@ -228,12 +250,18 @@ class Library:
         try:
             return self._runs.get(folder or self._store.name) or Run(self._store.at(folder).url)
         except (RunError, OSError) as error:
-            return str(error)
+            return self.explain(error)
 
 
 def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
     if found := method():
         found()
+
+
+def public_url(url: str) -> str:
+    """The address of an object store without the user and the options."""
+    scheme, _, place = url.partition("?")[0].partition("://")
+    return f"{scheme}://{place.rpartition('@')[2]}"
 
 
 def _digest(parts: list[str]) -> str:

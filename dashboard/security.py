@@ -1,53 +1,170 @@
-"""What protects a reader on localhost: known host names, nothing from outside, files compressed once."""
+"""Who may ask, what a browser may do with the answer: hosts, tokens, other sites, headers, errors."""
 
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
+import hmac
 import ipaddress
+import logging
 import re
 import socket
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from urllib.parse import quote, urlencode, urlsplit
 
-from flask import Flask, Response, abort, request
+from dash.exceptions import DependencyException
+from flask import Flask, Response, abort, redirect, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
+from werkzeug.wrappers import Response as Answer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from .static import shrink
 
+log = logging.getLogger(__name__)
+#: A token that can be guessed protects nothing.
+LEAST_TOKEN = 16
+MOST_BYTES = 4 << 20  # of a request; figures are drawn here, so little is sent to us
 _INLINE = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
-_STATIC = ("/_dash-component-suites/", "/assets/")
-_YEAR = "public, max-age=31536000, immutable"
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+_LOCKED = """<!DOCTYPE html>
+<html lang="en"><head><title>layerwatch</title><meta name="viewport" content="width=device-width"></head>
+<body><h1>A token is needed</h1>
+<p>Open the address that the command printed when it was started; it ends with <code>?token=...</code>.
+If you have done so before, reload this page.</p>
+<p>A program sends the header <code>Authorization: Bearer ...</code> instead.</p></body></html>"""
+_ONWARD = (
+    '<!DOCTYPE html><html lang="en"><head><title>layerwatch</title></head><body>One moment ...</body></html>'
+)
 
 
-def protect(server: Flask, host: str) -> None:
-    """Install the checks and headers on the server that will listen on `host`."""
-    names = {"localhost", host.strip("[]").lower(), socket.gethostname().lower()}
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    Attributes:
+        host: the address that is listened at.
+        token: what a browser must have shown once; "" where none is needed.
+        names: more host names that we are asked for, as a proxy passes them on.
+        any_host: with a token, any host name will do: another site's page does not have the token.
+        framed: pages may be shown inside a notebook of this machine.
+
+    Raises:
+        ValueError: an address that others can reach, and no token; or one that can be guessed.
+    """
+
+    host: str = "127.0.0.1"
+    token: str = ""
+    names: tuple[str, ...] = ()
+    any_host: bool = False
+    framed: bool = False
+    known: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.token and (self.any_host or not loopback(self.host)):
+            raise ValueError(f"expected a token, because others can reach {self.host or 'this machine'}")
+        if self.token and len(self.token) < LEAST_TOKEN:
+            raise ValueError(
+                f"expected a token of at least {LEAST_TOKEN} characters: leave it out to get one"
+            )
+        names = {"localhost", self.host.strip("[]").lower(), socket.gethostname().lower()}
+        object.__setattr__(self, "known", frozenset(names | {name.lower() for name in self.names}))
+
+    @property
+    def cookie(self) -> str:
+        """Its name: dashboards on other ports of a machine have other tokens, but share the cookies."""
+        return f"layerwatch_{hashlib.blake2b(self.token.encode(), digest_size=6).hexdigest()}"
+
+    def shown(self, token: str | None) -> bool:
+        """Whether this is the token; takes equally long for every wrong one."""
+        return hmac.compare_digest((token or "").encode(), self.token.encode())
+
+    @property
+    def ancestors(self) -> str:
+        """The pages that may have ours in a frame."""
+        return "'self' http://localhost:* http://127.0.0.1:*" if self.framed else "'none'"
+
+
+def loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def protect(server: Flask, access: Access) -> None:
+    """Install the checks and headers."""
+    server.config["MAX_CONTENT_LENGTH"] = MOST_BYTES
     packed: dict[str, bytes] = {}
 
     @server.before_request
-    def refuse_foreign_hosts() -> None:
-        if not host_allowed(request.host, names):
+    def check() -> Answer | None:
+        if not access.any_host and not host_allowed(request.host, access.known):
             abort(400, "This server does not answer for that host name.")
+        if not same_site(access):
+            abort(403, "Another site's page must not ask this.")
+        return _identify(access) if access.token else None
 
     @server.after_request
     def harden(response: Response) -> Response:
         response.headers.update(_HEADERS)
+        if not access.framed:
+            response.headers["X-Frame-Options"] = "DENY"
         if response.mimetype == "text/html":
-            response.headers["Content-Security-Policy"] = policy(response.get_data(as_text=True))
+            html = response.get_data(as_text=True)
+            response.headers["Content-Security-Policy"] = policy(html, access.ancestors)
             response.headers["Cache-Control"] = "no-cache"
-        elif request.path.startswith(_STATIC):
-            _static(response, packed)
+        else:
+            shrink(response, packed)
         return response
+
+    @server.errorhandler(Exception)
+    def failed(error: Exception) -> Answer | tuple[str, int, dict[str, str]]:
+        """What a browser hears of an error: never a path, a traceback or a text of somebody else."""
+        plain = {"Content-Type": "text/plain; charset=utf-8"}
+        if isinstance(error, RequestRedirect):
+            return error.get_response()
+        if isinstance(error, HTTPException) and error.code and error.code < 500:
+            return f"{error.code} {error.name}. {error.description or ''}\n", error.code, plain
+        if isinstance(error, DependencyException):  # a file of Dash that does not exist
+            return "404 Not Found.\n", 404, plain
+        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        return "500 Internal Server Error. The log of the server says more.\n", 500, plain
+
+
+def _identify(access: Access) -> Answer | None:
+    """Let in who has the token; take it out of the address, where it would be copied and remembered."""
+    if "token" in request.args:
+        if not access.shown(request.args["token"]):
+            return Response(_LOCKED, 401)
+        rest = [(key, value) for key, value in request.args.items(multi=True) if key != "token"]
+        # One slash: what begins with two would lead to another host.
+        place = f"{request.script_root}/{quote(request.path.strip('/'))}" + (
+            f"?{urlencode(rest)}" if rest else ""
+        )
+        # A link on another site: the browser keeps our cookie back until a page of ours asks.
+        foreign = request.headers.get("Sec-Fetch-Site") == "cross-site"
+        answer = (
+            Response(_ONWARD, headers={"Refresh": f"0; url={place}"}) if foreign else redirect(place, 303)
+        )
+        answer.set_cookie(
+            access.cookie, access.token, httponly=True, samesite="Strict", path=f"{request.script_root}/"
+        )
+        return answer
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    given = bearer.strip() if scheme.lower() == "bearer" else request.cookies.get(access.cookie)
+    if access.shown(given):
+        return None
+    return Response(_LOCKED, 401, {"WWW-Authenticate": "Bearer"})
 
 
 def host_allowed(header: str, names: Iterable[str]) -> bool:
@@ -69,8 +186,27 @@ def host_allowed(header: str, names: Iterable[str]) -> bool:
     return True
 
 
-def policy(html: str) -> str:
-    """The Content-Security-Policy of a page: only our own files, plus the hashes of its inline scripts."""
+def same_site(access: Access) -> bool:
+    """Whether the request comes from a page of ours, a program, or the reader's own hand.
+
+    A page of another site may link to us, and nothing else. Browsers say where a request comes from, in
+    `Sec-Fetch-Site` where the connection is trusted, and in `Origin` of every POST.
+    """
+    site, mode = request.headers.get("Sec-Fetch-Site"), request.headers.get("Sec-Fetch-Mode")
+    if site is not None and site not in ("same-origin", "none"):
+        return request.method in ("GET", "HEAD") and mode == "navigate"
+    origin = request.headers.get("Origin")
+    if origin is None or site == "same-origin" or request.method in ("GET", "HEAD"):
+        return True
+    parts = urlsplit(origin)
+    return parts.netloc == request.host or (parts.hostname or "") in {name.lower() for name in access.names}
+
+
+def policy(html: str, ancestors: str = "'none'") -> str:
+    """The Content-Security-Policy of a page: only our own files, plus the hashes of its inline scripts.
+
+    Without 'unsafe-inline' and 'unsafe-eval' no text from a log can become a script.
+    """
     hashes = [
         "'sha256-" + base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() + "'"
         for body in _INLINE.findall(html)
@@ -78,9 +214,7 @@ def policy(html: str) -> str:
     return "; ".join(
         [
             "default-src 'self'",
-            # 'unsafe-eval' is for the reader's own tools (Playwright's wait_for_function). Nothing of ours
-            # evaluates text, and without 'unsafe-inline' a text from a log cannot become a script.
-            " ".join(["script-src 'self' 'unsafe-eval'", *hashes]),
+            " ".join(["script-src 'self'", *hashes]),
             "style-src 'self' 'unsafe-inline'",  # Mantine and Plotly write style attributes
             "img-src 'self' data: blob:",
             "font-src 'self' data:",
@@ -88,24 +222,6 @@ def policy(html: str) -> str:
             "object-src 'none'",
             "base-uri 'none'",
             "form-action 'self'",
-            "frame-ancestors 'none'",
+            f"frame-ancestors {ancestors}",
         ]
     )
-
-
-def _static(response: Response, packed: dict[str, bytes]) -> None:
-    """Compress a script or style once and keep it; a fingerprinted address may be cached for good."""
-    if response.status_code != 200:
-        return
-    if "m" in request.args:
-        response.headers["Cache-Control"] = _YEAR
-    if "gzip" not in request.accept_encodings or (response.mimetype or "").startswith("image/"):
-        return
-    response.direct_passthrough = False
-    body = response.get_data()
-    key = hashlib.blake2b(body, digest_size=16).hexdigest()
-    if key not in packed:
-        packed[key] = gzip.compress(body, 6, mtime=0)
-    response.set_data(packed[key])
-    response.headers["Content-Encoding"] = "gzip"
-    response.headers["Vary"] = "Accept-Encoding"

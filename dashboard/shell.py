@@ -132,7 +132,7 @@ def headline(library: Library, view: View) -> list[Any]:
     """Name, health and age of the run; updated while it trains."""
     if view.page == "runs" or not view.run:
         count = len(library.runs())
-        line = f"{count} run{'' if count == 1 else 's'} in {library.root}"
+        line = f"{count} run{'' if count == 1 else 's'} in {library.title}"
         return [html.H1("Runs"), html.Div(line, className="subtitle")]
     run = library.run(view.run)
     judged = library.judgement(view.run, wait=0.3)
@@ -163,10 +163,10 @@ def open_page(library: Library, view: View, screen: dict[str, Any]) -> tuple[lis
         body = PAGES[view.page].layout(view, library, style_of(screen))
         return _navigation(library, view), headline(library, view), body
     except (RunError, OSError) as error:
-        title, text = "This page cannot be shown", str(error)
+        title, text = "This page cannot be shown", library.explain(error)
     except Exception as error:  # a fault of ours must not leave a blank page
         log.exception("opening %s failed", view)
-        title, text = "Something went wrong here", f"{type(error).__name__}: {error}"
+        title, text = "Something went wrong here", f"{type(error).__name__}; the log of the server says more."
     back = html.P(html.A("Back to the list", href=href("runs")))
     return _navigation(library, view), [html.H1(title)], [notice(title, [html.P(text), back], "critical")]
 

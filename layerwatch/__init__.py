@@ -6,6 +6,9 @@
     from layerwatch import Run                      # wherever the log is read
     Run("runs/exp1").findings()
 
+    from layerwatch import show                     # in a notebook
+    show("runs")
+
 Importing this package loads nothing heavy: torch, pandas and dash come with what is used of it.
 """
 
@@ -15,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .dashboard import show
     from .hooks import Watcher, watch
     from .monitor import Finding, Run, RunError, export, open_runs
 
@@ -25,11 +29,12 @@ _OWNERS = {
     "Watcher": "hooks",
     "export": "monitor",
     "open_runs": "monitor",
+    "show": "dashboard",
     "watch": "hooks",
 }
 
 __version__ = "0.1.0"
-__all__ = ["Finding", "Run", "RunError", "Watcher", "export", "open_runs", "watch"]
+__all__ = ["Finding", "Run", "RunError", "Watcher", "export", "open_runs", "show", "watch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,8 +45,36 @@ def build_parser() -> argparse.ArgumentParser:
     dashboard.add_argument(
         "dir", nargs="?", default="runs", help="folder of runs, or s3://bucket/ (default: %(default)s)"
     )
-    dashboard.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    dashboard.add_argument("--port", type=int, default=8050, help="port to listen at (default: %(default)s)")
+    dashboard.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at; others than this machine's own need a token (default: %(default)s)",
+    )
+    dashboard.add_argument(
+        "--port", type=int, default=8050, help="port to listen at, 0 takes a free one (default: %(default)s)"
+    )
+    dashboard.add_argument(
+        "--token",
+        default="",
+        help="what a browser must show once, at least 16 characters (default: where one is needed, one is "
+        "made and printed)",
+    )
+    dashboard.add_argument(
+        "--prefix", default="", metavar="PATH", help="the path that a proxy serves it at, such as /x/"
+    )
+    dashboard.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer for this host name, too, as a proxy passes it on; may be given several times",
+    )
+    dashboard.add_argument("--open", action="store_true", help="open it in the default browser")
+    dashboard.add_argument(
+        "--read-only",
+        action="store_true",
+        help="it always is: the dashboard changes nothing in a run's folder",
+    )
 
     check = command(
         "check", "say what is wrong with runs, in which layer, since which step and what to do",

@@ -56,7 +56,15 @@ def dashboard(options: argparse.Namespace) -> int:
     _check_port(options.port, options.host)
     from .dashboard import serve
 
-    serve(options.dir, host=options.host, port=options.port)
+    serve(
+        options.dir,
+        host=options.host,
+        port=options.port,
+        token=options.token,
+        prefix=options.prefix,
+        names=options.allow_host,
+        open_browser=options.open,
+    )
     return 0
 
 

@@ -124,4 +124,4 @@ def register(app: Dash, library: Library) -> None:
         try:
             return table(rows(library.run(name), library.judgement(name, wait=2.0), name, show), name)
         except (RunError, OSError) as error:
-            return notice("This run cannot be read", str(error), "critical")
+            return notice("This run cannot be read", library.explain(error), "critical")

@@ -55,7 +55,7 @@ def draw(scene: Scene) -> Figure:
     try:
         second = scene.runs.run(other)
     except RunError as error:
-        return message(str(error), scene.style)
+        return message(scene.runs.explain(error), scene.style)
     curves = {scene.name: scene.run.scalars(name), other: second.scalars(name)}
     smooth, log = fraction(scene.values["smoothing"]), scene.text("scale") == "log"
     return overlay(curves, name, scene.style, smooth, log, step_range(scene.text("range")))
@@ -148,4 +148,4 @@ def register(app: Dash, library: Library) -> None:
         try:
             return tables(library, page["run"], other)
         except RunError as error:
-            return [notice("Cannot compare", str(error), "warning")]
+            return [notice("Cannot compare", library.explain(error), "warning")]

@@ -100,7 +100,7 @@ def table_of(library: Library) -> Rows:
 
 
 def _first_run(library: Library) -> html.Div:
-    where = f"There is no run in {library.root} yet. These lines write one; it appears here by itself:"
+    where = f"There is no run in {library.title} yet. These lines write one; it appears here by itself:"
     after = html.P("Or train five small example runs with `layerwatch demo`.")
     return notice("No runs yet", [html.P(where), code(FIRST_RUN), after])
 

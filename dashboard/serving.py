@@ -1,0 +1,91 @@
+"""The dashboard on a socket, by waitress: one process, so that what was read is read once for all tabs."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import threading
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .app import create_app
+from .prefix import prefix_of
+from .security import MOST_BYTES, Access, loopback
+
+if TYPE_CHECKING:
+    from dash import Dash
+
+THREADS = 8
+ANY = ("", "0.0.0.0", "::")
+
+
+def serve(
+    root: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8050,
+    *,
+    token: str = "",
+    prefix: str = "",
+    names: Sequence[str] = (),
+    open_browser: bool = False,
+) -> None:
+    """Serve the dashboard until interrupted; prints its address once it listens.
+
+    Args:
+        root: a folder of runs, or one run; or the URL of such a place on an object store.
+        token: what a browser must show once; a host that others can reach has one made when there is none.
+        prefix: the path that a proxy serves it at, such as "/x/".
+        names: more host names to answer for, as the proxy passes them on.
+        open_browser: show it in the default browser.
+
+    Raises:
+        OSError: the port is taken. ValueError: the token is too short, or the prefix no path.
+    """
+    if not token and not loopback(host):
+        token = secrets.token_urlsafe(24)
+    access = Access(host, token, tuple(names))
+    prefix = prefix_of(prefix)
+    listener = listen(host, port)
+    try:
+        server = over(listener, create_app(root, access=access, prefix=prefix))
+        address = address_of(host, listener, prefix, token)
+        print(f"layerwatch dashboard: {address} (stop with Ctrl+C)", flush=True)  # noqa: T201
+        if open_browser:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        server.run()
+    finally:
+        listener.close()
+
+
+def over(listener: socket.socket, app: Dash) -> Any:
+    """Waitress's server over a listening socket; `run()` serves."""
+    from waitress.server import create_server
+
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a burst of plots is ordinary
+    return create_server(
+        app.server,
+        sockets=[listener],
+        threads=THREADS,
+        ident="layerwatch",
+        max_request_body_size=MOST_BYTES,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections from now on.
+
+    Raises:
+        OSError: the port is taken, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=128)
+
+
+def address_of(host: str, listener: socket.socket, prefix: str, token: str) -> str:
+    """What to open in a browser."""
+    name = socket.gethostname() if host in ANY else f"[{host}]" if ":" in host else host
+    query = f"?token={token}" if token else ""
+    return f"http://{name}:{listener.getsockname()[1]}{prefix}/{query}"
