@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 #: A run whose writer cannot be asked counts as live for so long after its last row (seconds).
 LIVE_SECONDS = 60.0
-#: Answers that are kept of a run that does not grow.
-KEPT_BYTES = 128 * 2**20
+KEPT_BYTES = 128 * 2**20  # of answers
 
 Result = TypeVar("Result")
 Names = str | Sequence[str] | None
@@ -333,6 +332,11 @@ class Run:
         return frames.stored_values(
             self._log, tensor, ["weight", "initial_weight"] if kind == "weight" else [kind]
         )
+
+    @_cached
+    def stored_kinds(self) -> set[str]:
+        """The kinds of values that are stored: see `values`."""
+        return self._log.distinct("values", "kind")
 
     @_cached
     def unit_means(self, kind: str) -> pd.DataFrame:

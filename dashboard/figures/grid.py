@@ -10,18 +10,27 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .cells import to_log
+
 MAX_ROWS = 400
 MAX_COLUMNS = 600
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`values` (layers, steps) float64 with NaN where nothing was captured; `bad` where it was not finite."""
+    """`values` (layers, steps) float64 with NaN where nothing was captured; `bad` where it was not finite.
+
+    `first` is the position of the first column among all captures, so that bins stay where they are. A row
+    covers `width` layers, the last one perhaps fewer. `coarse`: the log holds several captures in a column.
+    """
 
     names: list[str]
     steps: np.ndarray
     values: np.ndarray
     bad: np.ndarray
+    first: int = 0
+    width: int = 1
+    coarse: bool = False
 
     @property
     def empty(self) -> bool:
@@ -42,7 +51,25 @@ class Grid:
         first = max(int(np.searchsorted(self.steps, steps[0], side="right")) - 1, 0)
         last = min(int(np.searchsorted(self.steps, steps[1], side="left")) + 1, len(self.steps))
         part = slice(first, max(last, first + 1))
-        return replace(self, steps=self.steps[part], values=self.values[:, part], bad=self.bad[:, part])
+        return replace(
+            self,
+            steps=self.steps[part],
+            values=self.values[:, part],
+            bad=self.bad[:, part],
+            first=self.first + first,
+        )
+
+    def aligned(self, names: list[str]) -> Grid:
+        """These layers in this order; empty rows for those that are missing here."""
+        if names == self.names:
+            return self
+        place = {name: i for i, name in enumerate(self.names)}
+        index = np.array([place.get(name, -1) for name in names], dtype=int)
+        known = index >= 0
+        values = np.full((len(names), len(self.steps)), np.nan)
+        bad = np.zeros(values.shape, dtype=bool)
+        values[known], bad[known] = self.values[index[known]], self.bad[index[known]]
+        return replace(self, names=names, values=values, bad=bad)
 
 
 def build(frame: pd.DataFrame, value: np.ndarray, bad: np.ndarray | None = None) -> Grid:
@@ -50,7 +77,7 @@ def build(frame: pd.DataFrame, value: np.ndarray, bad: np.ndarray | None = None)
     if frame.empty:
         return Grid([], np.array([], dtype=np.int64), np.zeros((0, 0)), np.zeros((0, 0), dtype=bool))
     row, names = pd.factorize(frame["tensor"], sort=False)
-    steps, column = np.unique(frame["step"].to_numpy(), return_inverse=True)
+    column, steps = pd.factorize(frame["step"].to_numpy(), sort=True)
     values = np.full((len(names), len(steps)), np.nan)
     marks = np.zeros(values.shape, dtype=bool)
     values[row, column] = value
@@ -106,24 +133,31 @@ def badness(grid: Grid, log: bool) -> np.ndarray:
 
 def scaled(values: np.ndarray, log: bool) -> np.ndarray:
     """log10 of positive values (others become NaN), or the values as they are."""
-    if not log:
-        return values
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(values > 0, np.log10(np.where(values > 0, values, 1.0)), np.nan)
+    return to_log(values) if log else values
 
 
 def pool(grid: Grid, rows: int = MAX_ROWS, columns: int = MAX_COLUMNS) -> Grid:
-    """At most `rows` x `columns` cells; a cell shows the largest of what it covers, so no spike is lost."""
-    values, bad, names, steps = grid.values, grid.bad, grid.names, grid.steps
-    if len(steps) > columns:
-        edges = np.linspace(0, len(steps), columns + 1).astype(int)[:-1]
-        values, bad = _max_at(values, edges, 1), np.logical_or.reduceat(bad, edges, axis=1)
-        steps = steps[edges]
-    if len(names) > rows:
-        edges = np.linspace(0, len(names), rows + 1).astype(int)
-        values, bad = _max_at(values, edges[:-1], 0), np.logical_or.reduceat(bad, edges[:-1], axis=0)
-        names = [names[i] for i in edges[:-1]]
-    return Grid(names, steps, values, bad)
+    """At most about `rows` x `columns` cells; a cell shows the largest of what it covers: no spike is lost.
+
+    A column covers a power of two of captures, counted from the first one of all: as a run grows, only its
+    last column changes, until there are twice as many captures.
+    """
+    steps, count = grid.steps, len(grid.steps)
+    if count > columns:
+        wide = 1 << int(np.ceil(np.log2(count / columns)))
+        edges = np.unique(np.maximum(np.arange(-(grid.first % wide), count, wide), 0))
+        values, bad = _max_at(grid.values, edges, 1), np.logical_or.reduceat(grid.bad, edges, axis=1)
+        grid = replace(grid, steps=steps[edges], values=values, bad=bad)
+    names, count = grid.names, len(grid.names)
+    if count > rows:
+        width = -(-count // rows)
+        edges = np.arange(0, count, width)
+        values, bad = _max_at(grid.values, edges, 0), np.logical_or.reduceat(grid.bad, edges, axis=0)
+        names = [
+            names[i] if width == 1 else f"{names[i]} … {names[min(i + width, count) - 1]}" for i in edges
+        ]
+        grid = replace(grid, names=names, values=values, bad=bad, width=width)
+    return grid
 
 
 def limits(values: np.ndarray, colors: str) -> tuple[float, float]:
@@ -135,13 +169,6 @@ def limits(values: np.ndarray, colors: str) -> tuple[float, float]:
     if high <= low:
         return float(low) - 0.5, float(high) + 0.5
     return float(low), float(high)
-
-
-def per_layer(values: np.ndarray) -> np.ndarray:
-    """Each layer scaled to its own range, 0 to 1 (0.5 for a layer that does not change)."""
-    low, high = _nan_reduce(np.nanmin, values, 1)[:, None], _nan_reduce(np.nanmax, values, 1)[:, None]
-    span = high - low
-    return np.where(span > 0, (values - low) / np.where(span > 0, span, 1.0), values * 0 + 0.5)
 
 
 def _max_at(values: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:

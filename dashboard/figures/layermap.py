@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from ..text import integer, short
-from .base import log_axis, packed, step_axis
-from .grid import Grid, limits, per_layer, pool, scaled
-from .theme import Figure, Style, color_bar, message, translucent
+from .base import packed, step_axis
+from .cells import HIGH, LOW, cells, to_z
+from .depth import block_of
+from .grid import Grid, limits, pool, scaled
+from .profile import Guide, profile_axis, profile_column, profiles
+from .theme import Figure, Style, message, translucent
 
 #: Two step-like axes that measure themselves collide, so the space below the map is fixed.
-FIXED = {"automargin": False, "title": {"text": "optimizer step", "standoff": 32}}
+FIXED = {"automargin": False, "title": {"text": "optimizer step", "standoff": 10}}
+#: More rows than this are labelled by their blocks, and there are at most so many labels.
+LABELS = 46
 
 
 def layer_map(
@@ -24,123 +31,115 @@ def layer_map(
     colors: str = "robust",
     steps: tuple[float, float] | None = None,
     at: float | None = None,
+    against: float | None = None,
+    whole: Grid | None = None,
+    guides: Sequence[Guide] = (),
     bars: bool = False,
     unit: str = "",
+    blocks: bool = True,
 ) -> Figure:
     """A grid as colours. `title` names the quantity, `at` is the step of the profile (default: the last).
 
     Cells that were NaN or infinite are a layer of their own in red; cells never captured stay empty.
+
+    Args:
+        against: a second step, whose profile is drawn faintly.
+        whole: the same rows over the whole run, for the profiles, when `grid` is a part of it.
+        blocks: rows are in order of depth: neighbours of one block belong together.
     """
     if grid.empty:
         return message("Nothing was captured for this view.", style)
-    column = profile_column(grid, at)
-    profile = grid.values[:, column]
     shown = pool(grid.between(steps))
-    z = scaled(shown.values, log)
-    if colors == "layer":
-        z, low, high = per_layer(z), 0.0, 1.0
-    else:
-        low, high = limits(z, colors)
-    narrow, width = style.narrow, 18 if style.narrow else 34
-    data = [
-        _heat(
-            shown,
-            z,
-            low,
-            high,
-            title,
-            unit,
-            style,
-            _color_ticks(low, high, log and colors != "layer", colors),
-        )
-    ]
+    source = grid if whole is None else whole
+    column = profile_column(source, at)
+    heat = _heat(shown, title, unit, style, log, colors)
+    if shown.width > 1:  # a click narrows the filter to the layers of the row
+        heat["meta"] |= {"layers": grid.names, "width": shown.width}
+    data = [heat]
     if shown.bad.any():
         data.append(_red(shown, style))
-    axis: dict[str, Any] = {
-        "type": "category",
-        "categoryorder": "array",  # from the bottom up
-        "categoryarray": shown.names[::-1],
-        "range": [-0.5, len(shown.names) - 0.5],
-        "labelalias": {name: short(name, width) for name in shown.names},
-        "tickfont": {"size": 10 if len(shown.names) > 25 else 11},
-        "showgrid": False,
-        "ticks": "",
-        "title": {"text": "layer, first on top" if not narrow else "layer"},
-    }
-    right = 1.0 if len(shown.names) != len(grid.names) else 0.62 if narrow else 0.78
+    data += profiles(shown, source, (column, against), guides, style, bars, unit)
+    narrow = style.narrow
+    right = 0.6 if narrow else 0.78
+    beside = profile_axis(data, log, integer(source.steps[column]), narrow)
     layout: dict[str, Any] = {
         "hovermode": "closest",
         "showlegend": False,
-        "yaxis": axis,
-        "margin": {"l": 8, "r": 12, "t": 8, "b": 58},
-        "xaxis": step_axis(steps) | {"domain": [0, right], "showgrid": False} | FIXED,
+        "yaxis": _row_axis(shown, blocks, style),
+        "margin": {"l": 8, "r": 14, "t": 34, "b": 42},
+        "xaxis": step_axis(steps)
+        | {"domain": [0, right], "showgrid": False, "nticks": 5 if narrow else 9}
+        | FIXED,
+        "xaxis2": beside | {"domain": [right + (0.06 if narrow else 0.025), 1]},
+        "shapes": [*_fences(shown, blocks, style), _cursor(float(source.steps[column]), style)],
+        "bargap": 0.15,
     }
-    if right < 1:
-        data.append(_profile(grid.names, profile, style, bars, unit))
-        beside = _profile_axis(profile, log, title, grid.steps[column])
-        if narrow and len(beside.get("tickvals", ())) > 2:  # labels would overlap: the ends are enough
-            beside |= {key: [beside[key][0], beside[key][-1]] for key in ("tickvals", "ticktext")}
-        layout["xaxis2"] = beside | {"domain": [right + (0.08 if narrow else 0.03), 1]}
-        layout["shapes"] = [_cursor(float(grid.steps[column]), style)]
     return {"data": data, "layout": layout}
-
-
-def profile_column(grid: Grid, at: float | None) -> int:
-    """The capture at or before step `at`; without it the last one that holds a finite value."""
-    if at is None:
-        seen = np.flatnonzero(np.isfinite(grid.values).any(axis=0))
-        return int(seen[-1]) if len(seen) else len(grid.steps) - 1
-    return max(int(np.searchsorted(grid.steps, at, side="right")) - 1, 0)
 
 
 def height(rows: int, narrow: bool = False) -> int:
     """Pixels for a map of so many layers."""
-    return int(min(max(150 + 15 * rows, 300), 560 if narrow else 760))
+    return int(min(max(120 + 15 * rows, 300), 560 if narrow else 760))
 
 
-def _heat(
-    grid: Grid,
-    z: np.ndarray,
-    low: float,
-    high: float,
-    title: str,
-    unit: str,
-    style: Style,
-    ticks: dict[str, Any],
-) -> dict[str, Any]:
-    bar = color_bar(title, style)
-    return {
+def _heat(grid: Grid, title: str, unit: str, style: Style, log: bool, colors: str) -> dict[str, Any]:
+    """The cells; their texts are made in the browser from `meta`."""
+    each = colors == "layer"
+    trace: dict[str, Any] = {
         "type": "heatmap",
         "name": title,
         "x": grid.steps.tolist(),
         "y": grid.names,
-        "z": packed(z),
-        "customdata": packed(grid.values),
-        "zmin": low,
-        "zmax": high,
-        "colorbar": bar | ticks,
+        **cells(grid.values, log=log, what=title, unit=unit, each=each),
         "hoverongaps": False,
-        "hovertemplate": "<b>%{y}</b><br>step %{x:,d}<br>"
-        + title
-        + " %{customdata:.3~g}"
-        + unit
-        + "<extra></extra>",
+        "hovertemplate": "<b>%{y}</b><br>step %{x:,d}<extra></extra>",
+    }
+    if each:
+        ends = {"tickvals": [LOW, HIGH], "ticktext": ["lowest of the layer", "highest"]}
+        return trace | {"zmin": LOW, "zmax": HIGH, "colorbar": _bar(title, style) | ends}
+    low, high = limits(scaled(grid.values, log), colors)
+    meta = trace["meta"]
+    ticks = _color_ticks(low, high, log, unit)
+    return trace | {
+        "zmin": to_z(meta, low),
+        "zmax": to_z(meta, high),
+        "colorbar": _bar(title, style)
+        | {"tickvals": [to_z(meta, t) for t in ticks], "ticktext": [*ticks.values()]},
     }
 
 
-def _color_ticks(low: float, high: float, log: bool, colors: str) -> dict[str, Any]:
-    """Ticks of the colour bar: powers of ten for logarithms, words for per-layer colours."""
-    if colors == "layer":
-        return {"tickvals": [0.02, 0.98], "ticktext": ["layer's lowest", "layer's highest"]}
-    if not log:
-        return {"nticks": 5}
+def _bar(title: str, style: Style) -> dict[str, Any]:
+    """A slim colour bar in the margin above the map, its title behind it."""
+    return {
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "xpad": 0,
+        "yref": "container",
+        "y": 1,
+        "yanchor": "top",
+        "ypad": 2,
+        "len": 0.55 if style.narrow else 0.26,
+        "thickness": 8,
+        "ticklabelposition": "outside top",
+        "tickfont": {"size": 10, "color": style.palette.dim},
+        "title": {
+            "text": "" if style.narrow else title,  # there is no room beside it on a phone
+            "side": "right",
+            "font": {"size": 12, "color": style.palette.dim},
+        },
+    }
+
+
+def _color_ticks(low: float, high: float, log: bool, unit: str) -> dict[float, str]:
+    """Ticks of the colour bar: where (a value, or its logarithm) and what they say. Powers of ten if there
+    are two."""
     first, last = int(np.ceil(low)), int(np.floor(high))
-    if last - first >= 1:
-        jump = max(1, (last - first) // 5)
-        powers = list(range(first, last + 1, jump))
-        return {"tickvals": powers, "ticktext": [f"10<sup>{p}</sup>" for p in powers]}
-    values = np.linspace(low, high, 3)
-    return {"tickvals": values.tolist(), "ticktext": [f"{10**v:.2g}" for v in values]}
+    if log and last - first >= 1:
+        jump = -(-(last - first) // 4)
+        return {float(p): f"10<sup>{p}</sup>".replace("-", "−") for p in range(first, last + 1, jump)}
+    values = [low, high] if log else np.linspace(low, high, 3).tolist()
+    return {v: f"{10**v if log else v:.2g}{unit}" for v in values}
 
 
 def _red(grid: Grid, style: Style) -> dict[str, Any]:
@@ -151,6 +150,7 @@ def _red(grid: Grid, style: Style) -> dict[str, Any]:
         "x": grid.steps.tolist(),
         "y": grid.names,
         "z": packed(np.where(grid.bad, 1.0, np.nan)),
+        "meta": {"skip": True, "says": "NaN or infinite values"},
         "colorscale": [[0, color], [1, color]],
         "showscale": False,
         "hoverongaps": False,
@@ -158,52 +158,56 @@ def _red(grid: Grid, style: Style) -> dict[str, Any]:
     }
 
 
-def _profile(names: list[str], values: np.ndarray, style: Style, bars: bool, unit: str) -> dict[str, Any]:
-    accent = style.palette.accent
-    trace: dict[str, Any] = {
-        "name": "profile",
-        "x": [float(v) if np.isfinite(v) else None for v in values],
-        "y": names,
-        "xaxis": "x2",
-        "yaxis": "y",
-        "hovertemplate": "<b>%{y}</b><br>%{x:.3~g}" + unit + "<extra></extra>",
-    }
-    if bars:
-        return trace | {"type": "bar", "orientation": "h", "marker": {"color": translucent(accent, 0.75)}}
-    mode = "lines+markers" if len(names) <= 80 else "lines"
-    return trace | {
-        "type": "scatter",
-        "mode": mode,
-        "line": {"color": accent, "width": 1.2},
-        "marker": {"size": 4},
+def _row_axis(grid: Grid, blocks: bool, style: Style) -> dict[str, Any]:
+    """One row a layer, the first one on top. Many rows are labelled by block, or every so many."""
+    names, width = grid.names, 18 if style.narrow else 34
+    at = list(range(len(names)))
+    labels = list(names)
+    if len(names) > LABELS:
+        runs = _blocks(names) if blocks else []
+        if 1 < len(runs) <= len(names) // 2:
+            at, labels = [first + (size - 1) // 2 for _, first, size in runs], [name for name, *_ in runs]
+        jump = -(-len(at) // LABELS)
+        at, labels = at[::jump], labels[::jump]
+    return {
+        "type": "category",
+        "categoryorder": "array",  # from the bottom up
+        "categoryarray": names[::-1],
+        "range": [-0.5, len(names) - 0.5],
+        "tickmode": "array",
+        "tickvals": [names[i] for i in at],
+        "ticktext": [short(name, width).replace("&", "&amp;").replace("<", "&lt;") for name in labels],
+        "tickfont": {"size": 10 if len(at) > 25 else 11},
+        "showgrid": False,
+        "ticks": "",
+        "title": {"text": ""},
     }
 
 
-def _profile_axis(values: np.ndarray, log: bool, title: str, step: int) -> dict[str, Any]:
-    axis: dict[str, Any] = {
-        "anchor": "y",
-        "title": {"text": f"{title}<br>at step {integer(step)}"},
-        "nticks": 4,
-        "fixedrange": True,
-        "automargin": False,
-    }
-    finite = values[np.isfinite(values)]
-    if log and (finite > 0).any():
-        axis |= log_axis(finite)
-    elif not log:
-        axis["rangemode"] = "tozero"
-    return axis
+def _blocks(names: list[str]) -> list[tuple[str, int, int]]:
+    """Neighbours of one block: its name, its first row, how many rows."""
+    found, first = [], 0
+    for name, members in groupby(names, block_of):
+        size = len(list(members))
+        found.append((name, first, size))
+        first += size
+    return found
+
+
+def _fences(grid: Grid, blocks: bool, style: Style) -> list[dict[str, Any]]:
+    """Faint lines between blocks of several rows."""
+    runs = _blocks(grid.names) if blocks else []
+    if not 1 < len(runs) <= min(LABELS, len(grid.names) // 3):
+        return []
+    places = [len(grid.names) - 0.5 - first for _, first, _ in runs[1:]]
+    stroke = {"color": translucent(style.palette.dim, 0.45), "width": 0.7}
+    return [
+        {"type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": stroke}
+        for y in places
+    ]
 
 
 def _cursor(step: float, style: Style) -> dict[str, Any]:
     stroke = {"color": style.palette.accent, "width": 1.5, "dash": "dot"}
-    return {
-        "type": "line",
-        "xref": "x",
-        "yref": "paper",
-        "x0": step,
-        "x1": step,
-        "y0": 0,
-        "y1": 1,
-        "line": stroke,
-    }
+    line = {"xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1}
+    return {"type": "line", **line, "line": stroke}
