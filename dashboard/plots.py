@@ -12,6 +12,7 @@ from dash import Dash, Input, Output, State, html
 from ..monitor import RunError
 from .clocks import clock_of
 from .components import graph, state_id
+from .figures.escape import escaped
 from .figures.theme import TEMPLATES, Figure, Style, message, style_of
 from .figures.times import Clock, shown
 from .sent import Sent
@@ -140,7 +141,7 @@ def draw(
     layout = figure["layout"]
     layout["template"] = TEMPLATES[style.palette.name]
     layout["uirevision"] = "|".join([page["run"], *(str(controls.get(key)) for key in ("axis", *plot.keep))])
-    return figure
+    return escaped(figure)
 
 
 def _laid_out(figure: Figure, library: Library, name: str, controls: dict[str, Any]) -> Figure:

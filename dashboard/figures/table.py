@@ -24,13 +24,12 @@ def table_of(figure: Figure) -> pd.DataFrame:
     """
     layout = figure["layout"]
     shown = [trace for trace in figure["data"] if not _meta(trace).get("skip")]
-    maps = [trace for trace in shown if trace.get("type") == "heatmap"]
     parts = []
     for trace in shown:
         if trace.get("type") == "heatmap":
             frame = _cells(trace, layout, _mask(trace, figure["data"]))
-            if len(maps) > 1:
-                frame.insert(0, "series", str(trace.get("name", "")))
+            if len(shown) > 1:
+                frame.insert(0, "series", _name(trace))
         else:
             frame = _points(trace, layout)
         frame.insert(0, "panel", _title(layout, _axis(trace, "y"), ""))
@@ -42,11 +41,11 @@ def table_of(figure: Figure) -> pd.DataFrame:
         del table["panel"]
     if "not_finite" in table:
         table["not_finite"] = table["not_finite"].eq(True)
-    for name in table.columns:
-        if table[name].dtype.kind == "f" and name == STEP and (table[name] % 1 == 0).all():
-            table[name] = table[name].astype(np.int64)
+    if STEP in table and table[STEP].dtype.kind == "f" and (table[STEP].dropna() % 1 == 0).all():
+        table[STEP] = table[STEP].astype("Int64" if table[STEP].isna().any() else "int64")
+    first = [name for name in ("panel", "series") if name in table]
     last = [name for name in ("value", "not_finite") if name in table]
-    return table[[name for name in table.columns if name not in last] + last]
+    return table[[*first, *(name for name in table.columns if name not in first + last), *last]]
 
 
 def _points(trace: dict[str, Any], layout: dict[str, Any]) -> pd.DataFrame:
@@ -59,7 +58,7 @@ def _points(trace: dict[str, Any], layout: dict[str, Any]) -> pd.DataFrame:
         value = np.array(text, dtype=np.float64)  # a ridge is drawn higher than its values
     name = _title(layout, _axis(trace, key), key)
     frame = pd.DataFrame({name: y if across else x, "value": _numbers(value)})
-    frame.insert(0, "series", str(trace.get("name", "")))
+    frame.insert(0, "series", _name(trace))
     return frame
 
 
@@ -124,6 +123,11 @@ def _meta(trace: dict[str, Any]) -> dict[str, Any]:
     return meta if isinstance(meta, dict) else {}
 
 
+def _name(trace: dict[str, Any]) -> str:
+    """The true one: see `escape`."""
+    return str(_meta(trace).get("name", trace.get("name", "")))
+
+
 def _axis(trace: dict[str, Any], letter: str) -> str:
     """The key in the layout of the axis that a trace is drawn on."""
     return f"{letter}axis{str(trace.get(f'{letter}axis', letter))[1:]}"
@@ -141,4 +145,4 @@ def _title(layout: dict[str, Any], key: str, default: str) -> str:
     text = _TAG.sub(" ", text.partition(",")[0]).strip()
     if key.startswith("xaxis") and (text == "optimizer step" or axis.get("uirevision") == "steps"):
         return STEP
-    return text or default
+    return text or ("layer" if axis.get("type") == "category" else default)
