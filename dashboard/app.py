@@ -8,7 +8,7 @@ from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, set_props
 
-from . import downloads, live, plots
+from . import downloads, live, names, plots
 from .pages import PAGES
 from .prefix import below, prefix_of
 from .queries import Library
@@ -69,6 +69,7 @@ def create_app(
     downloads.register(app.server, library)
     sent = Sent()
     live.register(app.server, library, sent)
+    names.register(app.server, library)
     _register(app, library)
     for page in PAGES.values():
         page.register(app, library)

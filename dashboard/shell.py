@@ -57,6 +57,12 @@ def shell() -> dmc.MantineProvider:
     ]
     tools = html.Div(
         [
+            html.Button(
+                ["Search…", html.Kbd("Ctrl K")],
+                id="palette-button",
+                className="pill palette-button",
+                title="Pages, runs, layers, findings, actions (also /; ? lists all keys)",
+            ),
             html.Button("…", id="live-button", className="pill", title="Click to pause or resume updates"),
             html.Button(
                 "Copy link", id="copy-link", className="pill", title="Copy the address of exactly this view"

@@ -1,6 +1,7 @@
-// j and k: the next and the previous layer.
+// Keys of the whole page; the list of them is in palette.js.
 (() => {
-  const id = { state: "tensor" };
+  const id = { state: "tensor" }, TOGETHER = 1200;
+  let led = -Infinity; // when g was pressed
 
   function move(by) {
     const select = window.dash_component_api?.getLayout?.(id);
@@ -10,12 +11,30 @@
     const place = values.indexOf(select.props.value) + by;
     if (place >= 0 && place < values.length) window.dash_clientside.set_props(id, { value: values[place] });
   }
+  const click = (selector) => document.querySelector(selector)?.click();
+  const jobs = {
+    j: () => move(1),
+    k: () => move(-1),
+    t: () => click("#theme-button"),
+    p: () => click("#live-button"),
+    0: () => window.layerwatch.state.range && click("#range-chip"),
+    "/": () => window.layerwatch.palette(),
+    "?": () => window.layerwatch.help(),
+  };
 
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.closest?.("input, textarea, select, [contenteditable]")) return;
-    if (event.key === "j") move(1);
-    if (event.key === "k") move(-1);
+    if ((event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey && event.key.toLowerCase() === "k") {
+      event.preventDefault();
+      return window.layerwatch.palette();
+    }
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (event.target.closest?.("input, textarea, select, [contenteditable], [role='combobox'], dialog")) return;
+    const page = performance.now() - led < TOGETHER && window.layerwatch.pageKeys[event.key];
+    led = event.key === "g" && !page ? performance.now() : -Infinity;
+    if (!page && !Object.hasOwn(jobs, event.key)) return;
+    event.preventDefault();
+    if (page) click(`.nav-${page}`);
+    else jobs[event.key]();
   });
   addEventListener("click", (event) => {
     if (event.target.closest?.("#layer-next")) move(1);

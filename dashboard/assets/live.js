@@ -69,6 +69,7 @@
       if (tag(old) === plots[id]) draw(id, old, patch); // else a control has been moved in the meantime
     }
     for (const [id, text] of Object.entries(now.texts)) set(id, { children: text });
+    setTimeout(() => layerwatch.pointAgain?.(), 200);
     if (now.cursor !== seen.cursor) set("pulse", { data: now.cursor });
     if (now.said !== seen.said) set("verdict", { data: now.said });
   }

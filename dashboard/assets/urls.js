@@ -36,13 +36,52 @@
     const path = link.pathname.startsWith(`${base}/`) ? inside(link.pathname) : "";
     if (link.origin !== location.origin || !(path === "/" || path.startsWith("/run/"))) return;
     event.preventDefault();
-    go(link.getAttribute("href"));
+    go(link.matches(".nav-link") ? along(link.getAttribute("href")) : link.getAttribute("href"));
   });
+  // Back and forward within a page move its controls; the plots stay. Everything else opens the page anew.
+  let restoring = null;
   addEventListener("popstate", () => {
-    const theme = new URLSearchParams(location.search).get("theme");
+    const params = new URLSearchParams(location.search), theme = params.get("theme");
     if (theme) layerwatch.screen.theme = theme;
-    window.dash_clientside.set_props("url", { data: here() });
+    const page = window.dash_component_api.getLayout("page")?.props.data ?? {};
+    const keys = Object.keys(layerwatch.state);
+    const known = [...params.keys()].every((key) => key === "theme" || keys.includes(key));
+    if (location.pathname !== shownPath || !keys.length || !known) return window.dash_clientside.set_props("url", { data: here() });
+    restoring = location.search;
+    setTimeout(() => (restoring = null), 1500);
+    for (const key of keys) {
+      const now = layerwatch.state[key], old = params.get(key) ?? page.defaults[key] ?? "";
+      const value = typeof now === "number" ? Number(old) : old;
+      if (String(now) !== String(old)) window.dash_clientside.set_props({ state: key }, { value });
+    }
   });
+
+  // The history gets an entry for a zoom, so that going back undoes it, and none for the other controls.
+  let shownPath = null, shownRange = "";
+  function record(search) {
+    const range = layerwatch.state.range ?? "", zoomed = location.pathname === shownPath && range !== shownRange;
+    [shownPath, shownRange] = [location.pathname, range];
+    if (restoring === search) restoring = null;
+    else if (restoring === null && search !== location.search) {
+      history[zoomed ? "pushState" : "replaceState"](history.state, "", location.pathname + search + location.hash);
+    }
+  }
+
+  // Choices that go along through the navigation: those about the reader's eye everywhere, the others within a run.
+  const sticky = {};
+  const ANYWHERE = ["axis", "smoothing"], WITHIN = ["range", "tensor"];
+  function along(href) {
+    const url = new URL(href, location.href);
+    const run = inside(url.pathname).match(/^\/run\/(.+)\/[a-z-]+$/)?.[1];
+    if (run === undefined) return href;
+    for (const key of run === runPath(sticky.run ?? "") ? [...ANYWHERE, ...WITHIN] : ANYWHERE) {
+      const value = sticky[key];
+      const plain = { axis: "step", smoothing: 0 }[key] ?? "";
+      if (value !== undefined && String(value) !== String(plain) && !url.searchParams.has(key)) url.searchParams.set(key, value);
+    }
+    return url.pathname + url.search.replaceAll("%2F", "/").replaceAll("%3A", ":") + url.hash;
+  }
+  layerwatch.along = along;
 
   addEventListener("click", async (event) => {
     const button = event.target.closest?.("#copy-link");
@@ -87,7 +126,7 @@
   Object.assign(window.dash_clientside.layerwatch, {
     locate: () => here(),
 
-    // What differs from the defaults goes into the address; the history gets no entry for it.
+    // What differs from the defaults goes into the address; see record.
     writeState(values, screen, page) {
       if (!page || !page.defaults) return no();
       const params = new URLSearchParams();
@@ -99,15 +138,17 @@
         if (!empty && String(value) !== String(page.defaults[id.state] ?? "")) params.set(id.state, value);
       }
       if (screen.theme !== layerwatch.preferred()) params.set("theme", screen.theme);
+      if (sticky.run !== page.run) for (const key of WITHIN) delete sticky[key];
+      Object.assign(sticky, layerwatch.state, { run: page.run });
       const search = params.size ? `?${params.toString().replaceAll("%2F", "/").replaceAll("%3A", ":")}` : "";
-      history.replaceState(history.state, "", location.pathname + search + location.hash);
+      record(search);
       return search;
     },
 
     // Fires also when the navigation is built; `nav` is the run that it was built for.
     switchRun(name, page) {
       if (!name || name === page?.nav) return no();
-      go(`${base}/run/${runPath(name)}/${slugs.includes(page?.page) ? page.page : "overview"}`);
+      go(along(`${base}/run/${runPath(name)}/${slugs.includes(page?.page) ? page.page : "overview"}`));
       return no();
     },
 
@@ -116,17 +157,6 @@
       if (typeof name !== "string") return no();
       go(`${base}/run/${runPath(page.run)}/layer?tensor=${encodeURIComponent(name).replaceAll("%2F", "/")}`);
       return no();
-    },
-
-    // relayoutData also fires when a plot is resized: only a drag, a pan or a double-click counts.
-    zoomed(...events) {
-      const { triggered } = window.dash_clientside.callback_context;
-      const event = triggered?.[0]?.value;
-      if (!event) return no();
-      const low = event["xaxis.range[0]"] ?? event["xaxis.range"]?.[0];
-      const high = event["xaxis.range[1]"] ?? event["xaxis.range"]?.[1];
-      if (low !== undefined && high !== undefined) return `${Math.round(low)}:${Math.max(Math.round(high), Math.round(low) + 1)}`;
-      return event["xaxis.autorange"] ? "" : no();
     },
   });
 })();

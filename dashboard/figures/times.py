@@ -97,6 +97,7 @@ def shown(
         layout[key] = {name: value for name, value in layout[key].items() if name != "uirevision"}
     if not keys:
         return figure
+    figure = {**figure, "data": [_quiet(trace) for trace in figure["data"]]}
     axis = axis if axis in AXES and (axis in ("step", "log") or clock.runs) else "step"
     meta: dict[str, Any] = {**layout.get("meta", {}), "axis": axis, "steps": keys}
     if axis != "step":
@@ -146,6 +147,14 @@ def _manner(
     }
     start = clock.seconds[0]
     return style, lambda steps: np.round((clock.at(steps) - start) / size, 6)
+
+
+def _quiet(trace: dict[str, Any]) -> dict[str, Any]:
+    """A heat map whose texts assets/hover.js makes of its `meta`."""
+    meta = trace.get("meta")
+    if trace.get("type") != "heatmap" or not isinstance(meta, dict) or not {"factor", "says"} & set(meta):
+        return trace
+    return {key: value for key, value in trace.items() if key != "hovertemplate"} | {"hoverinfo": "none"}
 
 
 def _trace(

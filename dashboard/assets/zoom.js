@@ -1,0 +1,73 @@
+// A zoom of one plot over steps is the zoom of all: the others follow at once with the points they have, then the
+// server reads the range again at full resolution.
+(() => {
+  const { layerwatch } = window;
+  const no = () => window.dash_clientside.no_update;
+  const following = new WeakSet(); // plots that we move: their own events are no wish of the reader
+  const graphOf = (id) => document.querySelector(`[id="${CSS.escape(id)}"] .js-plotly-plot`);
+
+  // {range: [low, high]} in the coordinates of the axis, {} for everything, undefined when it is no zoom across.
+  function wish(event, keys) {
+    for (const key of keys) {
+      if (event[`${key}.autorange`]) return {};
+      const low = event[`${key}.range[0]`] ?? event[`${key}.range`]?.[0];
+      const high = event[`${key}.range[1]`] ?? event[`${key}.range`]?.[1];
+      if (low !== undefined && high !== undefined) return { range: [low, high] };
+    }
+    return undefined;
+  }
+
+  // A place on the axis as a step; see figures/times.py.
+  function step(value, { axis, clock }) {
+    if (axis === "log") return 10 ** Number(value);
+    if (axis === "step" || !clock) return Number(value);
+    const at = axis === "wall" ? milliseconds(value) : Number(value);
+    const { steps, values } = clock;
+    let high = values.findIndex((other) => other >= at);
+    if (high === -1) high = values.length - 1;
+    high = Math.max(high, 1);
+    const share = (at - values[high - 1]) / (values[high] - values[high - 1] || 1);
+    const found = steps[high - 1] + share * (steps[high] - steps[high - 1]);
+    return Math.min(Math.max(found, steps[0]), steps[steps.length - 1]);
+  }
+  // Plotly writes dates in the reader's time zone, "2026-11-22 08:43:15.1234".
+  const milliseconds = (text) => (typeof text === "number" ? text : new Date(String(text).replace(" ", "T").replace(/(\.\d{3})\d+$/, "$1")).getTime());
+
+  function inView(graph) {
+    const { top, bottom, width } = graph.getBoundingClientRect();
+    return width > 0 && bottom > 0 && top < innerHeight;
+  }
+  function bring(from, { range }) {
+    const { axis } = from._fullLayout.meta;
+    for (const graph of document.querySelectorAll("#body .js-plotly-plot")) {
+      const meta = graph._fullLayout?.meta;
+      if (graph === from || meta?.axis !== axis || !meta.steps || !inView(graph)) continue;
+      const update = {};
+      for (const key of meta.steps) update[range ? `${key}.range` : `${key}.autorange`] = range ? [...range] : true;
+      follow(graph, update);
+    }
+  }
+  function follow(graph, update) {
+    following.add(graph);
+    const done = () => setTimeout(() => following.delete(graph), 50);
+    setTimeout(() => (graph.isConnected ? window.Plotly.relayout(graph, update).then(done, done) : done()));
+  }
+
+  Object.assign(window.dash_clientside.layerwatch, {
+    // relayoutData also fires when a plot is resized: only a drag, a pan or a double-click counts.
+    zoomed() {
+      const { triggered } = window.dash_clientside.callback_context;
+      const [{ prop_id: name, value: event } = {}] = triggered ?? [];
+      const graph = name && graphOf(name.slice(0, name.lastIndexOf(".")));
+      const meta = graph?._fullLayout?.meta;
+      if (!event || !meta?.steps || following.has(graph)) return no();
+      const asked = wish(event, meta.steps);
+      if (!asked) return no();
+      bring(graph, asked);
+      if (!asked.range) return "";
+      const [low, high] = asked.range.map((value) => Math.round(step(value, meta)));
+      return `${low}:${Math.max(high, low + 1)}`;
+    },
+  });
+  layerwatch.stepAt = step;
+})();
