@@ -1,151 +1,187 @@
-"""Two runs side by side: one scalar on top of the other, and what was configured differently."""
+"""Two to eight runs: their curves, settings and results; two of them layer by layer."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from dash import Dash, Input, Output, State, html
+import dash_mantine_components as dmc
+from dash import Dash, Input, Output, State, html, no_update
 
-from ...monitor import Run, RunError
-from ..components import card, notice, scale, select, smoothing, toolbar
-from ..figures.curves import overlay
-from ..figures.theme import Figure, Style, message
-from ..plots import Plot, Scene, plot_card
+from ...monitor import RunError
+from ..components import aria, choice, notice, scale, select, smoothing, state_id, toolbar
+from ..figures.compare import MAX_PANELS, MAX_RUNS, map_height, multiples_height
+from ..figures.theme import Style
+from ..plots import plot_card
 from ..queries import Library
-from ..text import integer, number
-from ..urls import View, fraction, step_range
+from ..urls import View
+from .compare_facts import (
+    chosen,
+    common_layers,
+    matching_note,
+    pair_of,
+    parting,
+    parting_sentence,
+    scalar_names,
+)
+from .compare_plots import ALL, CURVES, DRIFT, GRADIENT, HISTOGRAM, KINDS, PLOTS
+from .compare_tables import legend, settings_table, table_card, values_table
 
-FIRST = ("train_loss", "val_loss")
+__all__ = ["PLOTS", "layout", "register"]
 
 
 def layout(view: View, library: Library, style: Style) -> list[Any]:
-    """The other run, the scalar, the curves, the differences."""
-    run = library.run(view.run)
+    """The runs, their curves, what differs; A against B."""
+    library.run(view.run)
     others = [name for name in library.runs() if name != view.run]
     if not others:
         return [notice("Only one run", "There is no second run below this folder to compare with.")]
-    names = scalar_names(library, run)
+    names, unknown = chosen(view.params.get("with", ""), library, view.run)
+    names = names if len(names) > 1 else [view.run, others[0]]
+    scalars, layers = scalar_names(library, names), common_layers(library, names)
+    rows, panels = map_height(len(layers), style.narrow), min(len(scalars), MAX_PANELS)
     return [
         toolbar(
             view,
-            select(view, "with", [(name, name) for name in others], others[0], "Compare with", 230),
-            select(
-                view, "scalar", [(name, name) for name in names], names[0] if names else "", "Scalar", 190
-            ),
+            _others(others, names[1:]),
+            select(view, "scalar", [(s, s) for s in scalars], next(iter(scalars), ""), "Scalar", 180),
             scale(view),
             smoothing(view),
+            choice(view, "show", {"one": "One", "all": "All"}, "one", "Scalars"),
         ),
-        plot_card(CURVES, style),
-        html.Div(id="compare-tables", className="halves"),
+        *([_unknown(unknown)] if unknown else []),
+        html.Div(legend(names), id="compare-runs", className="compare-runs"),
+        html.Div(plot_card(CURVES, style), id="compare-one"),
+        html.Div(plot_card(ALL, style, height=multiples_height(panels, style.narrow)), id="compare-all"),
+        html.Div([table_card("values", "Results"), table_card("settings", "Settings")], className="halves"),
+        _pair_card(view, names),
+        html.Div([plot_card(plot, style, height=rows) for plot in (GRADIENT, DRIFT)], className="halves"),
+        plot_card(HISTOGRAM, style, tools=_layer_choice(view, layers)),
     ]
 
 
-def scalar_names(library: Library, run: Run) -> list[str]:
-    """Scalars of any run, the losses first."""
-    names = set(run.scalar_names())
-    for other in list(library.runs().values())[:50]:
-        names |= set(other.scalar_names())
-    return [name for name in FIRST if name in names] + sorted(names - set(FIRST))
+def _others(others: list[str], picked: list[str]) -> html.Div:
+    control = dmc.MultiSelect(
+        id=state_id("with"),
+        data=others,
+        value=picked,
+        searchable=True,
+        maxValues=MAX_RUNS - 1,
+        size="xs",
+        className="tensor-select",
+        maxDropdownHeight=360,
+        nothingFoundMessage="no run of that name",
+        hidePickedOptions=True,
+        **aria("compare with"),
+    )
+    label = html.Span(f"Compare with (up to {MAX_RUNS - 1})", className="label")
+    return html.Div([label, control], className="control grow")
 
 
-def draw(scene: Scene) -> Figure:
-    """One scalar of both runs."""
-    other, name = scene.text("with"), scene.text("scalar", "train_loss")
-    try:
-        second = scene.runs.run(other)
-    except RunError as error:
-        return message(scene.runs.explain(error), scene.style)
-    curves = {scene.name: scene.run.scalars(name), other: second.scalars(name)}
-    smooth, log = fraction(scene.values["smoothing"]), scene.text("scale") == "log"
-    return overlay(curves, name, scene.style, smooth, log, step_range(scene.text("range")))
+def _unknown(names: list[str]) -> html.Div:
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}…" for name in names[:3])
+    return notice("Not found", f"There is no run named {shown} below this folder; it is left out.", "warning")
 
 
-CURVES = Plot(
-    "compare-plot",
-    "Both runs",
-    "The same scalar of both runs on one step axis; drag to zoom.",
-    draw,
-    ("with", "scalar", "scale", "smoothing"),
-    good="Runs that differ in a seed only stay within each other's noise.",
-    bad="A step at which one run leaves the other: look there at gradient flow and drift.",
-    height=380,
-    keep=("with", "scalar", "scale"),
-)
-PLOTS = (CURVES,)
+def _pair_card(view: View, names: list[str]) -> html.Section:
+    """Which two are A and B, and where they part."""
+    first, second = pair_of(names, view.params.get("one", ""), view.params.get("two", ""))
+    options = [(name, name) for name in names]
+    picks = [select(view, "one", options, first, "A", 190), select(view, "two", options, second, "B", 190)]
+    words = [
+        html.H2("Where two runs part"),
+        html.P(id="compare-parting", className="parting", dir="auto"),
+        html.P(id="compare-matching", className="explain", dir="auto"),
+    ]
+    head = [html.Div(words, className="card-title"), html.Div(picks, className="tools")]
+    return html.Section(html.Div(head, className="card-head"), className="card")
 
 
-def settings(run: Run) -> dict[str, str]:
-    """What was chosen for a run, flattened: config, optimizers, seed, versions, size."""
-    info = run.info
-    flat: dict[str, str] = {}
-    for prefix, value in (("config", info.get("config")), ("optimizer", info.get("optimizers"))):
-        _flatten(flat, prefix, value)
-    for key in ("seed", "every", "git_commit", "host"):
-        if info.get(key) is not None:
-            flat[key] = str(info[key])
-    _flatten(flat, "version", info.get("versions"))
-    tensors = run.tensors()
-    flat["parameters"] = integer(tensors["elements"].sum()) if len(tensors) else "0"
-    flat["tensors"] = str(len(tensors))
-    return flat
-
-
-def _flatten(flat: dict[str, str], prefix: str, value: Any) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _flatten(flat, f"{prefix}.{key}", inner)
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        for i, inner in enumerate(value):
-            _flatten(flat, prefix if len(value) == 1 else f"{prefix}.{i}", inner)
-    elif value is not None:
-        flat[prefix] = value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def differences(one: dict[str, str], two: dict[str, str]) -> tuple[list[tuple[str, str, str]], int]:
-    """(key, value in one, value in two) where they differ, and how many are the same."""
-    keys = list(dict.fromkeys([*one, *two]))
-    rows = [(key, one.get(key, "–"), two.get(key, "–")) for key in keys if one.get(key) != two.get(key)]
-    return rows, len(keys) - len(rows)
-
-
-def tables(library: Library, name: str, other: str) -> list[Any]:
-    """Configuration differences, and the last value of every scalar."""
-    one, two = library.run(name), library.run(other)
-    rows, same = differences(settings(one), settings(two))
-    last = [(key, _last(one, key), _last(two, key)) for key in scalar_names_of(one, two)]
+def _layer_choice(view: View, layers: list[str]) -> list[Any]:
+    step = view.params.get("at", "")
+    at = dmc.NumberInput(
+        id=state_id("at"),
+        value=int(step) if step.isdecimal() and len(step) < 16 else "",
+        placeholder="last",
+        min=0,
+        hideControls=True,
+        debounce=400,
+        size="xs",
+        w=76,
+        **aria("step; empty: the last one"),
+    )
     return [
-        card("Configuration", f"Only what differs; {same} settings are the same.", _table(rows, name, other)),
-        card("Last values", "The latest value of each scalar.", _table(last, name, other)),
+        select(view, "tensor", [(name, name) for name in layers], next(iter(layers), ""), "Layer", 250),
+        choice(view, "kind", KINDS, "weight", "Histogram of"),
+        html.Div([html.Span("At step", className="label"), at], className="control"),
     ]
-
-
-def scalar_names_of(one: Run, two: Run) -> list[str]:
-    """Scalars of either run."""
-    return sorted(set(one.scalar_names()) | set(two.scalar_names()))
-
-
-def _last(run: Run, name: str) -> str:
-    frame = run.scalars(name)
-    return number(frame["value"].iloc[-1]) if len(frame) else number(None)
-
-
-def _table(rows: list[tuple[str, str, str]], name: str, other: str) -> Any:
-    if not rows:
-        return html.P("No difference.", className="dim")
-    head = html.Thead(html.Tr([html.Th(""), html.Th(name), html.Th(other)]))
-    body = html.Tbody([html.Tr([html.Th(key, scope="row"), html.Td(a), html.Td(b)]) for key, a, b in rows])
-    return html.Div(html.Table([head, body], className="table"), className="scroll")
 
 
 def register(app: Dash, library: Library) -> None:
-    """The tables follow the other run."""
+    """Everything that follows the choice of runs and is no plot."""
 
     @app.callback(
-        Output("compare-tables", "children"), Input({"state": "with"}, "value"), State("page", "data")
+        Output("compare-runs", "children"),
+        Output("compare-settings", "children"),
+        Output("compare-settings-note", "children"),
+        Output("compare-settings-search", "className"),
+        Output(state_id("one"), "data"),
+        Output(state_id("two"), "data"),
+        Output(state_id("one"), "value"),
+        Output(state_id("two"), "value"),
+        Input(state_id("with"), "value"),
+        State(state_id("one"), "value"),
+        State(state_id("two"), "value"),
+        State("page", "data"),
     )
-    def update(other: str, page: dict[str, Any]) -> list[Any]:
+    def choose(others: Any, one: str, two: str, page: dict[str, Any]) -> list[Any]:
+        names, _ = chosen(others, library, page["run"])
         try:
-            return tables(library, page["run"], other)
-        except RunError as error:
-            return [notice("Cannot compare", library.explain(error), "warning")]
+            filled = settings_table(library, names)
+        except (RunError, OSError) as error:
+            filled = html.P(library.explain(error)), "", "hidden"
+        first, second = pair_of(names, one, two) if len(names) > 1 else (one, two)
+        values = [no_update if new == old else new for new, old in ((first, one), (second, two))]
+        return [legend(names), *filled, names, names, *values]
+
+    @app.callback(
+        Output("compare-values", "children"),
+        Output("compare-values-note", "children"),
+        Output("compare-values-search", "className"),
+        Input(state_id("with"), "value"),
+        Input("pulse", "data"),
+        State("page", "data"),
+    )
+    def results(others: Any, _pulse: Any, page: dict[str, Any]) -> list[Any]:
+        names, _ = chosen(others, library, page["run"])
+        try:
+            return list(values_table(library, names))
+        except (RunError, OSError) as error:
+            return [html.P(library.explain(error)), "", "hidden"]
+
+    @app.callback(
+        Output("compare-parting", "children"),
+        Output("compare-matching", "children"),
+        Input(state_id("with"), "value"),
+        Input(state_id("one"), "value"),
+        Input(state_id("two"), "value"),
+        Input("pulse", "data"),
+        State("page", "data"),
+    )
+    def parted(others: Any, one: str, two: str, _pulse: Any, page: dict[str, Any]) -> list[Any]:
+        names, _ = chosen(others, library, page["run"])
+        if len(names) < 2:
+            return ["Choose a second run to compare with.", ""]
+        first, second = pair_of(names, one, two)
+        try:
+            found, both = parting(library, library.run(first), library.run(second))
+        except (RunError, OSError) as error:
+            return [library.explain(error), ""]
+        return [parting_sentence(found, first, second), matching_note(both, first, second)]
+
+    @app.callback(
+        Output("compare-one", "className"),
+        Output("compare-all", "className"),
+        Input(state_id("show"), "value"),
+    )
+    def show(which: str) -> list[str]:
+        return ["hidden", ""] if which == "all" else ["", "hidden"]
