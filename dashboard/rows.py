@@ -109,6 +109,7 @@ class Rows:
         self._boot = secrets.token_hex(4)  # a page that outlived the server gets everything anew
         self._moment = 0
         self._rows: dict[str, tuple[int, Row]] = {}
+        self._made: dict[str, tuple[Summary, Judgement | None]] = {}  # what each row was made from
         self._gone: dict[str, int] = {}
 
     def all(self, library: Library, patience: float = 0.2) -> tuple[list[Row], str]:
@@ -134,12 +135,14 @@ class Rows:
         found = library.summaries(patience)
         for name, summary in found.items():
             known = library.judgement(name) if summary.get("read") else None
-            new = row(name, summary, known)
+            if name in self._rows and self._made[name] == (summary, known):
+                continue
+            self._made[name], new = (summary, known), row(name, summary, known)
             if name not in self._rows or self._rows[name][1] != new:
                 self._moment += 1
                 self._rows[name] = self._moment, new
         for name in [name for name in self._rows if name not in found]:
             self._moment += 1
-            del self._rows[name]
+            del self._rows[name], self._made[name]
             self._gone[name] = self._moment
         return list(found)

@@ -58,7 +58,7 @@ def evidence(
         "showlegend": True,
         "xaxis": step_axis(steps, traces),
         "yaxis": axis,
-        "shapes": [*_shaded(region, style), *_lines(found, style)],
+        "shapes": [*shaded(region, style), *_lines(found, style)],
         "annotations": _words(found, style),
         "margin": {"l": 8, "r": 12, "t": 30, "b": 8},
     }
@@ -78,7 +78,7 @@ def _room(values: np.ndarray) -> dict[str, Any]:
     return {"range": [low - air, high + air]}
 
 
-def _shaded(region: Region, style: Style) -> list[dict[str, Any]]:
+def shaded(region: Region, style: Style) -> list[dict[str, Any]]:
     """The steps of the finding: a tint over the plot with an edge where it begins."""
     color = style.palette.severity(region.severity)
     box = {"xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
@@ -90,7 +90,7 @@ def _shaded(region: Region, style: Style) -> list[dict[str, Any]]:
             "name": "region",
             "x0": region.first,
             "x1": last,
-            "fillcolor": translucent(color, 0.1),
+            "fillcolor": translucent(color, 0.08),
             "line": {"width": 0},
         },
         box

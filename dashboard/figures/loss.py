@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from ..text import integer, number, words
-from .base import Panel, line, log_safe, smooth, stack, thin, window
+from ..text import integer, words
+from .base import Panel, line, log_axis, smooth, stack, thin, window
+from .curves import aired, limits
+from .evidence import Region, shaded
 from .theme import Figure, Style, translucent, wrap
 
 MAX_LANES = 8
@@ -31,26 +33,37 @@ class Marked(Protocol):
 
 
 def gap(train: pd.DataFrame, val: pd.DataFrame) -> pd.DataFrame:
-    """Validation minus training loss at each validation step.
+    """Validation minus training loss at each validation step, and its noise.
 
     The training loss is the mean since the previous validation, because one batch is too noisy to subtract;
-    where nothing was logged in between it is interpolated. Columns: step, train, val, gap.
+    where nothing was logged in between it is interpolated. Validations at the same step are averaged. `noise`
+    is the standard error of the difference: from the spread of the training losses that were averaged (as if
+    they were independent) and of the repeated validations; NaN where fewer than two losses tell.
+    Columns: step, train, val, gap, noise.
     """
-    columns = ["step", "train", "val", "gap"]
+    columns = ["step", "train", "val", "gap", "noise"]
     train, val = train[np.isfinite(train["value"])], val[np.isfinite(val["value"])]
     if train.empty or val.empty:
         return pd.DataFrame(columns=columns, dtype=float)
-    steps, values = train["step"].to_numpy(), train["value"].to_numpy()
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    at = val["step"].to_numpy()
-    stop = np.searchsorted(steps, at, side="right")
-    start = np.concatenate([[0], stop[:-1]])
-    count = stop - start
-    mean = (total[stop] - total[start]) / np.maximum(count, 1)
-    mean = np.where(count > 0, mean, np.interp(at, steps, values))
-    return pd.DataFrame(
-        {"step": at, "train": mean, "val": val["value"].to_numpy(), "gap": val["value"] - mean}
+    at, level, error = _by_group(val["step"], val["value"])
+    steps, values = train["step"].to_numpy(), train["value"].to_numpy(dtype=float)
+    group = np.searchsorted(at, steps)  # the validation that each training loss comes before
+    places, mean, spread = _by_group(group, values)
+    known = places < len(at)
+    train_mean, train_error = np.interp(at, steps, values), np.full(len(at), np.nan)
+    train_mean[places[known]], train_error[places[known]] = mean[known], spread[known]
+    noise = np.sqrt(train_error + np.nan_to_num(error))
+    found = (at, train_mean, level, level - train_mean, noise)
+    return pd.DataFrame(dict(zip(columns, found, strict=True)))
+
+
+def _by_group(group: Any, values: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups in ascending order, means, and the means' squared standard errors (NaN: of one value)."""
+    found = (
+        pd.Series(np.asarray(values, dtype=float)).groupby(np.asarray(group)).agg(["mean", "var", "count"])
     )
+    error = (found["var"] / found["count"]).to_numpy(dtype=float)
+    return found.index.to_numpy(), found["mean"].to_numpy(dtype=float), error
 
 
 def loss_traces(
@@ -101,12 +114,24 @@ def _not_finite(frame: pd.DataFrame, name: str, both: list[pd.DataFrame], color:
     ]
 
 
-def gap_panel(frame: pd.DataFrame, style: Style) -> Panel:
-    """Generalisation gap: validation minus training loss."""
-    color = style.palette.third
-    trace = line(frame["step"].to_numpy(), frame["gap"].to_numpy(), "gap", color, width=1.2)
-    trace |= {"fill": "tozeroy", "fillcolor": translucent(color, 0.18)}
-    return Panel([trace], "gap", 0.42, axis={"zeroline": True, "zerolinecolor": style.palette.line})
+def gap_panel(frame: pd.DataFrame, style: Style, relative: bool = False, title: str = "") -> Panel:
+    """Generalisation gap with a band of two standard errors on each side; relative: of the training loss."""
+    color, steps = style.palette.third, frame["step"].to_numpy()
+    scale = frame["train"].abs().to_numpy() if relative else np.ones(len(frame))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.where(scale > 0, frame["gap"].to_numpy() / scale, np.nan)
+        noise = np.where(scale > 0, 2 * frame["noise"].to_numpy() / scale, np.nan)
+    traces = []
+    if np.isfinite(noise).sum() > 1:
+        known = np.isfinite(noise)
+        for edge, fill in ((-noise, None), (noise, "tonexty")):
+            band = line(steps[known], (values + edge)[known], "noise", color, width=0)
+            band |= {"hoverinfo": "skip", "hovertemplate": None, "showlegend": False, "meta": {"skip": True}}
+            traces.append(band | ({"fill": fill, "fillcolor": translucent(color, 0.22)} if fill else {}))
+    name = title or ("gap ÷ training" if relative else "gap")
+    traces.append(line(steps, values, name, color, width=1.4))
+    axis = {"zeroline": True, "zerolinecolor": style.palette.line}
+    return Panel(traces, "gap<br>÷ training" if relative else "gap", 0.42, axis=axis)
 
 
 def loss(
@@ -117,13 +142,14 @@ def loss(
     smoothing: float = 0.0,
     log: bool = False,
     steps: tuple[float, float] | None = None,
+    robust: bool = False,
+    selected: Region | None = None,
 ) -> Figure:
-    """Losses, gap and findings stacked on one step axis. Frames have columns step and value."""
-    traces = loss_traces(train, val, style, smoothing, steps)
-    if log:
-        for trace in traces:
-            trace["y"] = [y if y is not None and y > 0 else None for y in trace["y"]]
-    panels = [Panel(traces, "loss", 1.0, log)]
+    """Losses, gap and findings stacked on one step axis. Frames have columns step and value.
+
+    `robust`: outliers do not set the value axis. `selected`: the steps of a finding, shaded.
+    """
+    panels = [loss_panel(train, val, style, smoothing, log, steps, robust)]
     gaps = gap(train, val)
     if len(gaps):
         panels.append(gap_panel(gaps, style))
@@ -132,8 +158,33 @@ def loss(
     if shown:
         panels.append(_lanes(shown, last, style))
     figure = stack(panels, style, steps)
-    figure["layout"]["shapes"] = _marks(shown, style)
+    figure["layout"].setdefault("legend", {})["traceorder"] = "normal"  # a filled band reverses it
+    figure["layout"]["shapes"] = [*(shaded(selected, style) if selected else []), *_marks(shown, style)]
     return figure
+
+
+def loss_panel(
+    train: pd.DataFrame,
+    val: pd.DataFrame,
+    style: Style,
+    smoothing: float = 0.0,
+    log: bool = False,
+    steps: tuple[float, float] | None = None,
+    robust: bool = False,
+    title: str = "loss",
+) -> Panel:
+    """The two losses on their own value axis."""
+    traces = loss_traces(train, val, style, smoothing, steps)
+    if log:
+        for trace in traces:
+            trace["y"] = [y if y is not None and y > 0 else None for y in trace["y"]]
+    values = np.array([y for trace in traces for y in trace["y"]], dtype=float)
+    inside = limits(values, log) if robust else None
+    if inside is None:
+        return Panel(traces, title, 1.0, log)
+    return Panel(
+        traces, title, 1.0, log, axis=log_axis(np.array(inside)) if log else {"range": aired(inside)}
+    )
 
 
 def _lanes(findings: list[Marked], last: int, style: Style) -> Panel:
@@ -190,48 +241,6 @@ def _marks(findings: list[Marked], style: Style) -> list[dict[str, Any]]:
     ]
 
 
-def overfitting(
-    train: pd.DataFrame,
-    val: pd.DataFrame,
-    growth: pd.DataFrame,
-    style: Style,
-    smoothing: float = 0.0,
-    log: bool = False,
-    steps: tuple[float, float] | None = None,
-) -> Figure:
-    """Losses with the best validation step marked, the gap, and the growth of the weight norm."""
-    p = style.palette
-    panels = [Panel(loss_traces(train, val, style, smoothing, steps), "loss", 1.0, log)]
-    gaps = gap(train, val)
-    if len(gaps):
-        panels.append(gap_panel(gaps, style))
-    if len(growth):
-        trace = line(growth["step"].to_numpy(), log_safe(growth["value"].to_numpy()), "weight norm", p.fourth)
-        panels.append(Panel([trace], "weight norm<br>÷ first", 0.42))
-    figure = stack(panels, style, steps)
-    best = best_validation(val)
-    if best:
-        step, value = best
-        figure["data"].append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": f"best validation: {number(value)} at step {integer(step)}",
-                "x": [step],
-                "y": [value],
-                "xaxis": "x",
-                "yaxis": "y",
-                "marker": {"size": 11, "symbol": "circle-open", "color": p.good, "line": {"width": 2}},
-                "hovertemplate": "%{y:.3~g}",
-            }
-        )
-        mark = {"type": "line", "xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1}
-        figure["layout"]["shapes"] = [
-            mark | {"layer": "below", "line": {"color": p.good, "width": 1, "dash": "dot"}}
-        ]
-    return figure
-
-
 def best_validation(val: pd.DataFrame) -> tuple[int, float] | None:
     """(step, loss) of the lowest finite validation loss."""
     finite = val[np.isfinite(val["value"])]
@@ -239,29 +248,3 @@ def best_validation(val: pd.DataFrame) -> tuple[int, float] | None:
         return None
     row = finite.loc[finite["value"].idxmin()]
     return int(row["step"]), float(row["value"])
-
-
-def stopping_advice(train: pd.DataFrame, val: pd.DataFrame) -> str:
-    """One sentence: when validation was best, what happened since, what stopping there would have saved."""
-    best = best_validation(val)
-    if best is None:
-        return "No finite validation loss was logged, so there is nothing to stop by."
-    step, value = best
-    finite = val[np.isfinite(val["value"])]
-    final, end = (
-        float(finite["value"].iloc[-1]),
-        int(max(val["step"].max(), train["step"].max() if len(train) else 0)),
-    )
-    since = int((finite["step"] > step).sum())
-    if since == 0 or final <= value * 1.02:
-        return (
-            f"Validation loss is at its best now ({number(value)} at step {integer(step)}, "
-            f"last {number(final)}): no reason to stop early."
-        )
-    rise = 100 * (final / value - 1) if value > 0 else float("nan")
-    return (
-        f"Validation loss was lowest at step {integer(step)} ({number(value)}) and has risen by "
-        f"{number(rise)} % to {number(final)} over the {integer(since)} validations since. "
-        f"Stopping there would have saved {integer(end - step)} of {integer(end)} steps "
-        f"({number(100 * (end - step) / max(end, 1))} %)."
-    )

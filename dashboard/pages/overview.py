@@ -1,89 +1,133 @@
-"""What is wrong with this run, and how its losses went."""
+"""What is wrong with this run, what proves it, and how its losses and other scalars went."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import dash_mantine_components as dmc
 import numpy as np
-from dash import Dash, Input, Output, State, html
+from dash import Dash, dcc, html
 
-from ...monitor import Run, RunError
-from ..components import aria, finding_item, key_figure, notice, scale, smoothing, toolbar
-from ..figures.curves import multiples_height, small_multiples
+from ...monitor import Run
+from ..components import aria, choice, hidden, scale, smoothing, state_id, toolbar
+from ..figures.curves import MAX_PANELS, Look, multiples_height, ordered, small_multiples
 from ..figures.loss import best_validation, loss
 from ..figures.theme import Figure, Style, message
+from ..pairs import losses
 from ..plots import Plot, Scene, plot_card
 from ..queries import Judgement, Library
+from ..summaries import TRAIN, VAL
 from ..text import duration, integer, number, share
 from ..urls import View, fraction, step_range
+from . import evidence, strip
+from .strip import Numbers
 
 NO_LOSS = "No train_loss was logged. Call watcher.log(train_loss=loss) in the training loop to see it here."
+OUTLIERS = {"show": "Show", "ignore": "Ignore"}
+AXES = {"auto": "Auto", "linear": "Linear", "log": "Log"}
+MANY = 12  # scalars from which a filter helps
 
 
 def layout(view: View, library: Library, style: Style) -> list[Any]:
-    """Key figures, losses, findings, the other scalars."""
+    """Key figures; losses and evidence beside the findings; the other scalars."""
     run = library.run(view.run)
     judged = library.judgement(view.run, wait=1.5)
     others = other_scalars(run)
     height = 380 + 30 * min(len(judged.findings) if judged else 0, 8)
-    losses = [run.scalars(name)["value"].to_numpy() for name in ("train_loss", "val_loss")]
+    values = [frame["value"].to_numpy() for frame in losses(run)]
+    items = evidence.finding_list(view.run, judged, run.last_step)
     parts: list[Any] = [
-        html.Div(key_figures(run, judged), id="key-figures", className="kpis"),
-        toolbar(view, scale(view, *losses), smoothing(view)),
+        strip.strip("overview", numbers(run, judged)),
+        toolbar(
+            view,
+            scale(view, *values),
+            smoothing(view),
+            choice(view, "outliers", OUTLIERS, "show", "Outliers"),
+        ),
         html.Div(
             [
-                plot_card(LOSS, style, height=height),
                 html.Div(
-                    findings(view.run, judged), id="findings", className="findings", **aria("polite", "live")
+                    [plot_card(LOSS, style, height=height), evidence.panel(view, library, style)],
+                    className="body",
                 ),
+                html.Div(items, id="findings", className="findings", **aria("polite", "live")),
             ],
             className="split",
         ),
+        dcc.Store(id="findings-shape", data=evidence.shape(judged)),
     ]
     if others:
         height = multiples_height(len(others), style.narrow)
-        parts.append(plot_card(SCALARS, style, height=height))
-    return parts
+        parts.append(plot_card(SCALARS, style, height=height, tools=_scalar_tools(view, len(others))))
+    return [*parts, hidden(view, "pins")]
+
+
+def _scalar_tools(view: View, count: int) -> list[Any]:
+    tools: list[Any] = [choice(view, "axes", AXES, "auto", "Value axes")]
+    search = dmc.TextInput(
+        id=state_id("filter"),
+        value=view.params.get("filter", ""),
+        placeholder="part of a name",
+        debounce=250,
+        size="xs",
+        w=150,
+        **aria("filter scalars"),
+    )
+    box = html.Div([html.Span("Filter scalars", className="label"), search], className="control")
+    return [html.Div(box, className="" if count >= MANY else "hidden"), *tools]
 
 
 def other_scalars(run: Run) -> list[str]:
     """Names of the logged scalars that have no plot of their own."""
-    return [name for name in run.scalar_names() if name not in ("train_loss", "val_loss")]
+    names = run.scalar_names()
+    shown = [next((name for name in known if name in names), "") for known in (TRAIN, VAL)]
+    return [name for name in names if name not in shown]
 
 
-def key_figures(run: Run, judged: Judgement | None) -> list[html.Div]:
-    """The strip of numbers at the top."""
-    train, val = run.scalars("train_loss"), run.scalars("val_loss")
-    tensors, seconds = run.tensors(), elapsed(run)
-    steps = run.last_step + 1
+def numbers(run: Run, judged: Judgement | None) -> Numbers:
+    """What the strip at the top says."""
+    train, val = losses(run)
+    seconds, steps = elapsed(run), run.last_step + 1
     pace = f"{number(steps / seconds)} steps/s" if seconds and steps > 0 else ""
     best = best_validation(val)
-    elements = int(tensors["elements"].sum()) if len(tensors) else 0
-    trainable = int(tensors.loc[tensors["trainable"].astype(bool), "elements"].sum()) if len(tensors) else 0
-    alarms = len(judged.alarms) if judged else None
-    figures = [
-        key_figure("Steps", integer(steps), pace),
-        key_figure("Duration", duration(seconds), "still training" if run.live else ""),
-        key_figure("Train loss", _latest(train), "latest"),
-        key_figure(
-            "Validation loss", _latest(val), f"best {number(best[1])} at {integer(best[0])}" if best else ""
+    found = {
+        "Steps": (integer(steps), pace, ""),
+        "Duration": (duration(seconds), "still training" if run.live else "", ""),
+        "Train loss": (_latest(train), "latest", ""),
+        "Validation loss": (
+            _latest(val),
+            f"best {number(best[1])} at {integer(best[0])}" if best else "",
+            "",
         ),
-        key_figure(
-            "Alarms",
-            "…" if alarms is None else str(alarms),
-            "checking" if judged is None else (f"{len(judged.findings) - len(judged.alarms)} remarks"),
-            "" if alarms is None else ("good" if alarms == 0 else judged.health if judged else ""),
-        ),
-        key_figure(
-            "Parameters", number(elements), f"{share(trainable / elements)} trainable" if elements else ""
-        ),
-    ]
+        "Alarms": _alarms(judged),
+        "Parameters": _parameters(run),
+    }
     overhead = run.scalars("overhead")
     if len(overhead):
-        figures.append(key_figure("Overhead", share(float(overhead["value"].iloc[-1])), _cadence(run)))
+        found["Overhead"] = (share(float(overhead["value"].iloc[-1])), _cadence(run), "")
     elif run.info.get("every"):
-        figures.append(key_figure("Captured", _cadence(run)))
-    return figures
+        found["Captured"] = (_cadence(run), "", "")
+    return found
+
+
+def _alarms(judged: Judgement | None) -> tuple[str, str, str]:
+    if judged is None:
+        return "…", "checking", ""
+    count, remarks = len(judged.alarms), len(judged.findings) - len(judged.alarms)
+    return (
+        str(count),
+        f"{remarks} remark{'' if remarks == 1 else 's'}",
+        "good" if count == 0 else judged.health,
+    )
+
+
+def _parameters(run: Run) -> tuple[str, str, str]:
+    tensors = run.tensors()
+    elements = int(tensors["elements"].sum()) if len(tensors) else 0
+    if not elements:
+        return number(None), "", ""
+    trainable = int(tensors.loc[tensors["trainable"].astype(bool), "elements"].sum())
+    return number(elements), f"{share(trainable / elements)} trainable", ""
 
 
 def _cadence(run: Run) -> str:
@@ -105,58 +149,48 @@ def elapsed(run: Run) -> float | None:
     return last - float(created) if created and last >= float(created) else None
 
 
-def findings(name: str, judged: Judgement | None) -> list[Any]:
-    """The list, most severe first; a plain green sentence without an alarm."""
-    if judged is None:
-        return [notice("Checking", "The detectors are reading the log.")]
-    if judged.error:
-        text = f"The detectors stopped: {judged.error}. The plots below are not affected."
-        return [notice("Not judged", text, "warning")]
-    order = {"critical": 0, "warning": 1, "info": 2}
-    items: list[Any] = [
-        finding_item(name, f) for f in sorted(judged.findings, key=lambda f: order[f.severity])
-    ]
-    if not judged.alarms:
-        items.insert(
-            0, notice("No alarms", "Every detector that could judge this run found it healthy.", "good")
-        )
-    if judged.notes:
-        notes = html.Ul([html.Li(note) for note in judged.notes])
-        items.append(html.Details([html.Summary(f"{len(judged.notes)} things could not be judged"), notes]))
-    return items
-
-
 def draw_loss(scene: Scene) -> Figure:
     """The stacked loss figure."""
-    run = scene.run
-    train, val = run.scalars("train_loss"), run.scalars("val_loss")
+    train, val = losses(scene.run)
     if train.empty and val.empty:
         return message(NO_LOSS, scene.style)
     judged = scene.runs.judgement(scene.name, wait=1.0)
+    picked = evidence.chosen(judged, scene.text("finding"))
     return loss(
         train,
         val,
-        judged.findings if judged else [],
+        evidence.by_severity(judged.findings) if judged else [],
         scene.style,
         fraction(scene.values["smoothing"]),
         scene.text("scale") == "log",
         step_range(scene.text("range")),
+        scene.text("outliers") == "ignore",
+        evidence.region(picked) if picked else None,
     )
 
 
 def draw_scalars(scene: Scene) -> Figure:
-    """Small multiples of the other scalars."""
-    frames = {name: scene.run.scalars(name) for name in other_scalars(scene.run)}
-    return small_multiples(frames, scene.style, fraction(scene.values["smoothing"]))
+    """Small multiples of the other scalars, pinned ones first."""
+    names = other_scalars(scene.run)
+    wanted = scene.text("filter").strip().lower()
+    found = [name for name in ordered(names, scene.text("pins").split(",")) if wanted in name.lower()]
+    look = Look(
+        fraction(scene.values["smoothing"]),
+        scene.text("axes", "auto"),
+        scene.text("outliers") == "ignore",
+        step_range(scene.text("range")),
+    )
+    frames = {name: scene.run.scalars(name) for name in found[:MAX_PANELS]}
+    return small_multiples(frames, scene.style, look, len(names))
 
 
 LOSS = Plot(
     "loss-plot",
     "Loss and generalisation gap",
-    "Gap = validation minus training loss since the previous validation. "
+    "Gap = validation minus training loss since the previous validation, with its noise as a band. "
     "Dotted lines: where a finding begins. Drag to zoom, double-click to go back.",
     draw_loss,
-    ("scale", "smoothing"),
+    ("scale", "smoothing", "outliers", "finding"),
     good="Both losses fall and flatten together; the gap stays small or grows slowly.",
     bad="Loss is flat from the start, jumps up, or validation turns up while training goes on falling.",
     height=380,
@@ -166,30 +200,17 @@ LOSS = Plot(
 SCALARS = Plot(
     "scalars-plot",
     "Other scalars",
-    "Everything else that was logged, each on its own axis.",
+    "Everything else that was logged, each on its own axis. ☆ brings one to the front; red: NaN or infinite.",
     draw_scalars,
-    ("smoothing",),
+    ("smoothing", "outliers", "axes", "filter", "pins"),
     good="Smooth or slowly changing curves; a learning rate that follows its schedule.",
     bad="Sudden jumps: look at what else changed at the same step.",
+    keep=("axes", "outliers", "filter", "pins"),
 )
-PLOTS = (LOSS, SCALARS)
+PLOTS = (LOSS, evidence.EVIDENCE, SCALARS)
 
 
 def register(app: Dash, library: Library) -> None:
-    """Key figures and findings follow a live run."""
-
-    @app.callback(
-        Output("key-figures", "children"),
-        Output("findings", "children"),
-        Input("pulse", "data"),
-        Input("verdict", "data"),
-        State("page", "data"),
-        prevent_initial_call=True,
-    )
-    def update(_pulse: Any, _verdict: Any, page: dict[str, Any]) -> tuple[Any, Any]:
-        name = page["run"]
-        try:
-            judged = library.judgement(name)
-            return key_figures(library.run(name), judged), findings(name, judged)
-        except (RunError, OSError) as error:
-            return [], [notice("This run cannot be read", library.explain(error), "critical")]
+    """Key figures and findings follow a live run, text by text."""
+    evidence.register(app, library)
+    strip.register(app, "overview", lambda name: numbers(library.run(name), library.judgement(name)))

@@ -13,7 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerwatch.dashboard.figures import cells, curves, grid, histogram, layer, layermap, loss, norms
+from layerwatch.dashboard.figures import (
+    cells,
+    curves,
+    grid,
+    histogram,
+    layer,
+    layermap,
+    loss,
+    norms,
+    overfitting,
+)
 from layerwatch.dashboard.figures.base import line, log_axis, packed, smooth, thin
 from layerwatch.dashboard.figures.cells import values_of
 from layerwatch.dashboard.figures.theme import DARK, LIGHT, Style, message, template, wrap
@@ -49,7 +59,8 @@ def test_plotly_accepts_every_figure(style: Style) -> None:
     ratio = pd.DataFrame({"step": [0, 1], "ratio": [1e-3, 1e-2]})
     figures = [
         loss.loss(frame([3, 2, np.nan, 1]), frame([3, 2], 2), [], style, 0.5, True, (0, 2)),
-        loss.overfitting(frame([3, 2, 1]), frame([3, 4], 2), frame([1, 2]), style),
+        overfitting.overfitting(frame([3, 2, 1]), frame([3, 4], 2), style),
+        overfitting.growth({"all layers": frame([1, 2])}, {"all layers": frame([0, 1])}, style),
         layermap.layer_map(whole, "gradient norm", style, colors="robust", at=0),
         layermap.layer_map(whole, "drift", style, log=False, colors="layer", bars=True, steps=(0, 1)),
         histogram.histogram_map(buckets, "weight", style),
@@ -61,7 +72,9 @@ def test_plotly_accepts_every_figure(style: Style) -> None:
         layer.vector(np.arange(3), np.random.randn(3, 20), "b", style),
         layer.activity(np.arange(3), np.ones((3, 300), dtype=bool), style),
         norms.history([norms.Series(ratio, "ratio", "update ratio", "third", log=True)], style),
-        curves.small_multiples({"lr": frame([1, 1]), "grad_norm": frame([1e-4, 10])}, style, 0.3),
+        curves.small_multiples(
+            {"lr": frame([1, 1]), "grad_norm": frame([1e-4, 10])}, style, curves.Look(0.3)
+        ),
         curves.overlay({"a": frame([1, 2]), "b": frame([2, 1])}, "train_loss", style, 0.3, True),
         message("nothing <b>here</b>", style),
     ]
@@ -104,16 +117,6 @@ def test_findings_get_a_lane_and_a_line_where_they_begin() -> None:
     assert lane["x"] == [3, 9]
     assert lane["line"]["color"] == LIGHT.critical
     assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [3]
-
-
-def test_stopping_advice_names_the_best_step_and_what_it_saves() -> None:
-    val = pd.DataFrame({"step": [9, 19, 29, 39], "value": [2.0, 1.0, 1.5, 3.0]})
-    text = loss.stopping_advice(frame([1] * 40), val)
-    assert "lowest at step 19 (1)" in text
-    assert "risen by 200 %" in text
-    assert "20 of 39 steps" in text
-    falling = pd.DataFrame({"step": [9, 19], "value": [2.0, 1.0]})
-    assert "no reason to stop" in loss.stopping_advice(frame([1] * 20), falling)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5000), st.integers(10, 200))
@@ -248,7 +251,7 @@ def test_texts_from_a_log_cannot_bring_markup() -> None:
 
 
 def test_stacked_panels_share_one_step_axis() -> None:
-    figure = loss.overfitting(frame([2, 1]), frame([2, 2]), frame([1, 2]), Style())
+    figure = overfitting.growth({"a": frame([2, 1])}, {"a": frame([1, 2])}, Style())
     assert {trace["xaxis"] for trace in figure["data"]} == {"x"}
     assert "xaxis2" not in figure["layout"]
     domains = sorted(figure["layout"][key]["domain"] for key in figure["layout"] if key.startswith("yaxis"))
