@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, set_props
+from werkzeug.routing import PathConverter
 
 from . import downloads, live, names, plots
 from .pages import PAGES
@@ -18,6 +19,12 @@ from .shell import cursor, defaults, headline, nav_run, open_page, screen_of_bro
 from .urls import View, parse
 
 log = logging.getLogger(__name__)
+
+
+class _Name(PathConverter):
+    """A run's name in an address: of any characters, newlines among them."""
+
+    regex = r"[^/][\s\S]*?"
 
 
 class _Page(Dash):
@@ -63,6 +70,8 @@ def create_app(
         on_error=_report,
     )
     app.layout = shell
+    app.server.url_map.converters["name"] = _Name
+    app.server.add_url_rule("/run/<name:path>", "run", lambda path: app.index())
     protect(app.server, access or Access(host))
     if prefix:
         app.server.wsgi_app = below(app.server.wsgi_app, prefix)
