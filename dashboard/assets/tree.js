@@ -1,5 +1,6 @@
 // The tree of layers: built here of the dotted names, so that a thousand of them cost one list; and the picked steps.
 (() => {
+  const { layerwatch } = window;
   const TREE = "layer-rows";
   const few = 60; // rows that are shown without closing any branch
   let built = null, root = null, open = new Set(), chosen = "", marks = {};
@@ -198,9 +199,12 @@
     pickStep(...given) {
       const no = window.dash_clientside.no_update;
       const { triggered } = window.dash_clientside.callback_context;
-      const step = triggered?.[0]?.value?.points?.[0]?.x;
+      const [{ prop_id: name = "", value } = {}] = triggered ?? [];
+      const graph = document.querySelector(`[id="${CSS.escape(name.split(".")[0])}"] .js-plotly-plot`);
+      const point = value?.points?.[0], meta = graph?._fullLayout?.meta;
+      const step = point && meta?.steps?.length ? layerwatch.stepAt(point.x, meta) : NaN; // ridges carry no steps
       const [, second] = given.slice(-2);
-      if (typeof step !== "number" || window.layerwatch.state.view === "ridges") return [no, no];
+      if (!Number.isFinite(step)) return [no, no];
       return [second === "" || second === null || second === undefined ? no : second, Math.round(step)];
     },
   });

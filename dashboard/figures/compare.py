@@ -11,6 +11,7 @@ import pandas as pd
 from ..text import number, short, words
 from .base import Panel, level, line, log_axis, smooth, stack, step_axis, wide, window
 from .cells import cells, to_z
+from .escape import safe
 from .theme import Figure, Palette, Style, message, translucent
 
 Curves = Mapping[str, pd.DataFrame]  # run -> step, value
@@ -18,6 +19,7 @@ MAX_RUNS = 8
 MAX_PANELS = 30
 TALL, CAPTION, BELOW = 168, 26, 30  # pixels of a panel, of its name above and of its ticks below
 ROWS, COLUMNS = 400, 256  # of a map
+FRAME = {"showline": True, "mirror": True}  # where nothing differs a map is as pale as the card
 #: Of the runs beyond the four colours that every palette has.
 MORE = {
     "light": ("#b3306b", "#5f6f12", "#8a5a2b", "#43607a"),
@@ -29,11 +31,6 @@ def colors_of(runs: list[str], palette: Palette) -> dict[str, str]:
     """The colour of each run, the same in everything on the page (and in assets/compare.css)."""
     own = (palette.accent, palette.second, palette.third, palette.fourth, *MORE[palette.name])
     return {run: own[place % len(own)] for place, run in enumerate(runs)}
-
-
-def plain(name: str) -> str:
-    """A name as Plotly shows it without taking anything in it for markup."""
-    return name.replace("<", "&lt;")
 
 
 def overlay(
@@ -63,9 +60,9 @@ def _traces(
         values = np.where(values > 0, values, np.nan) if log else values
         own = {"meta": {"run": run}, "legendgroup": run}
         if smoothing > 0:
-            raw = line(at, values[part], f"{plain(run)} (raw)", translucent(colors[run], 0.28), width=1)
+            raw = line(at, values[part], f"{run} (raw)", translucent(colors[run], 0.28), width=1)
             traces.append(raw | own | {"showlegend": False, "hoverinfo": "skip", "hovertemplate": None})
-        traces.append(line(at, smooth(values, smoothing)[part], plain(run), colors[run]) | own)
+        traces.append(line(at, smooth(values, smoothing)[part], run, colors[run]) | own)
         if len(at) <= 60:
             traces[-1] |= {"mode": "lines+markers", "marker": {"size": 4}}
     return traces
@@ -115,7 +112,7 @@ def multiples_height(count: int, narrow: bool = False) -> int:
 
 def _caption(name: str, left: float, top: float, style: Style) -> dict[str, Any]:
     return {
-        "text": plain(short(name, 40)),
+        "text": safe(short(name, 40)),
         "x": left,
         "y": top,
         "xref": "paper",
@@ -180,15 +177,16 @@ def difference_map(
         "categoryorder": "array",  # from the bottom up
         "categoryarray": names[::-1],
         "range": [-0.5, len(names) - 0.5],
-        "labelalias": {name: plain(short(name, 18 if style.narrow else 26)) for name in names},
+        "labelalias": {name: short(name, 18 if style.narrow else 26) for name in names},
         "tickfont": {"size": 10 if len(names) > 25 else 11},
         "showgrid": False,
         "ticks": "",
+        **FRAME,
     }
     layout = {
         "hovermode": "closest",
         "showlegend": False,
-        "xaxis": step_axis(steps, [trace]) | {"showgrid": False, "nticks": 6},
+        "xaxis": step_axis(steps, [trace]) | {"showgrid": False, "nticks": 6, **FRAME},
         "yaxis": axis,
         "margin": {"l": 8, "r": 12, "t": 34, "b": 8},
     }

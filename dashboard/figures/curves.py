@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..text import words
-from .base import Panel, level, line, log_axis, smooth, stack, step_axis, thin, wide, window
+from .base import level, line, log_axis, smooth, step_axis, thin, wide, window
 from .theme import Figure, Style, message, translucent
 
 MAX_PANELS = 60
@@ -173,30 +172,3 @@ def _caption(name: str, left: float, top: float, style: Style) -> dict[str, Any]
         "showarrow": False,
         "font": {"size": 12, "color": style.palette.dim},
     }
-
-
-def overlay(
-    curves: dict[str, pd.DataFrame],
-    title: str,
-    style: Style,
-    smoothing: float = 0.0,
-    log: bool = False,
-    steps: tuple[float, float] | None = None,
-) -> Figure:
-    """One scalar of several runs (name -> step, value) on one axis."""
-    p = style.palette
-    colors, traces = [p.accent, p.second, p.third, p.fourth], []
-    for i, (name, frame) in enumerate(curves.items()):
-        if frame.empty:
-            continue
-        at, values, color = frame["step"].to_numpy(), frame["value"].to_numpy(dtype=float), colors[i % 4]
-        values = np.where(values > 0, values, np.nan) if log else values
-        if smoothing > 0:
-            raw = line(at, values, name, translucent(color, 0.28), width=1)
-            traces.append(raw | {"showlegend": False, "hoverinfo": "skip", "hovertemplate": None})
-        traces.append(line(at, smooth(values, smoothing), name, color))
-        if len(at) <= 60:
-            traces[-1] |= {"mode": "lines+markers", "marker": {"size": 4}}
-    if not traces:
-        return message("Neither run has logged a scalar that can be compared here.", style)
-    return stack([Panel(traces, words(title).lower(), log=log)], style, steps)

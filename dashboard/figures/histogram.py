@@ -126,9 +126,11 @@ def histogram_map(
         return nothing(title, style)
     frame = pool(frame)
     value_axis: dict[str, Any] = {"title": {"text": f"{title} value"}, "showgrid": False, "zeroline": False}
+    meta: dict[str, Any] = {}
     if log:
         at, rows, shares, floor = log_density(frame)
         value_axis |= _signed_ticks(rows, floor)
+        meta = {"floor": {"yaxis": floor}}  # by which assets/hover.js tells the value of a row
     else:
         at, edges, shares = density(frame)
         rows = (edges[:-1] + edges[1:]) / 2
@@ -155,6 +157,7 @@ def histogram_map(
         "showlegend": False,
         "xaxis": step_axis(steps, [trace]) | {"showgrid": False, "nticks": 5},
         "yaxis": value_axis,
+        "meta": meta,
     }
     return {"data": [trace], "layout": layout}
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...monitor import Run, RunError
 from ...monitor.parting import pair
-from ..figures.compare import colors_of, difference_map, multiples, overlay, plain
+from ..figures.compare import colors_of, difference_map, multiples, overlay
 from ..figures.histogram import Part, overlaid
 from ..figures.theme import Figure, message
 from ..plots import Plot, Scene
@@ -93,7 +93,7 @@ def draw_histogram(scene: Scene) -> Figure:
         step = _step(scene, run, kind, name)
         if step is not None:
             frame = run.histogram(kind, name, step)
-            label = f"{plain(run_name)}, step {integer(step)}"
+            label = f"{run_name}, step {integer(step)}"
             parts.append(Part(label, frame, colors[run_name], {"run": run_name}))
     return overlaid(parts, KINDS[kind].lower(), scene.style, log=scene.text("scale") == "log")
 

@@ -347,7 +347,7 @@ def available(run: Run, name: str) -> list[str]:
     module = module_of(run, name)
     output = module in set(module_names(run))
     held = {kind: kind in kinds and name in set(run.names(kind)) for kind in ("weight", "gradient", "update")}
-    attention = attention_of(run, name)
+    attention, bias = attention_of(run, name), bias_of(run, name)
     units = (
         run.stats("activation", module, ["units", "active_units"], max_points=1)["units"]
         if output
@@ -358,7 +358,7 @@ def available(run: Run, name: str) -> list[str]:
         "activation": output,
         "steps": any(held.values()) or output,
         "quantile": any(held.values()) or output,
-        "bias": bool(bias_of(run, name)),
+        "bias": bool(bias) and len(run.values(bias)[0]) > 0,
         "activity": bool(units.notna().any()),
         "units": output and bool(unit_kind(run, module)),
         "attention": bool(attention),

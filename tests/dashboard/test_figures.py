@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from layerwatch.dashboard.figures import (
     cells,
+    compare,
     curves,
     grid,
     histogram,
@@ -75,7 +76,7 @@ def test_plotly_accepts_every_figure(style: Style) -> None:
         curves.small_multiples(
             {"lr": frame([1, 1]), "grad_norm": frame([1e-4, 10])}, style, curves.Look(0.3)
         ),
-        curves.overlay({"a": frame([1, 2]), "b": frame([2, 1])}, "train_loss", style, 0.3, True),
+        compare.overlay({"a": frame([1, 2]), "b": frame([2, 1])}, "train_loss", style, 0.3, True),
         message("nothing <b>here</b>", style),
     ]
     for figure in figures:
