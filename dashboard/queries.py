@@ -7,15 +7,15 @@ import hashlib
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotReady
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..monitor import Run, RunError, StoreError
+from ..monitor.answers import Answers
 from ..monitor.runs import each, run_folders
 from ..monitor.store import store_of
 from .judging import Judgement, Judges, from_plain, to_plain
@@ -26,7 +26,7 @@ SCAN_SECONDS = 3.0  # a new run appears after so long
 REFRESH_SECONDS = 0.5  # one look at a run's files serves every request in this time
 RESTING = 20  # times as long when no process writes the run
 REMOTE = 10  # times as long on an object store, where every look is a request that is paid for
-MEMO_ENTRIES = 96
+MEMO_BYTES = 96 * 2**20  # of what was made of runs: grids, for the most part
 Result = TypeVar("Result")
 
 
@@ -57,7 +57,7 @@ class Library:
         self._summaries: dict[str, tuple[str, Summary]] = {}
         self._summary_shelf = Shelf("summaries")
         self._reader: threading.Thread | None = None
-        self._memo: OrderedDict[Hashable, Any] = OrderedDict()
+        self._memo = Answers(MEMO_BYTES)
         self.close = weakref.finalize(self, self._judges.close)  # ends the worker; runs at exit, too
 
     def runs(self) -> dict[str, Run]:
@@ -216,17 +216,7 @@ class Library:
 
     def memo(self, run: Run, key: Hashable, make: Callable[[], Result]) -> Result:
         """`make()`, remembered until the run grows. The least recently used answers are forgotten."""
-        full = (run.url, run.fingerprint(), key)
-        with self._lock:
-            if full in self._memo:
-                self._memo.move_to_end(full)
-                return self._memo[full]
-        value = make()
-        with self._lock:
-            self._memo[full] = value
-            while len(self._memo) > MEMO_ENTRIES:
-                self._memo.popitem(last=False)
-        return value
+        return self._memo.get((run.url, run.fingerprint(), key), make)
 
     def _scan(self) -> None:
         """Look for run folders. Known runs keep their object, and with it what they have read."""

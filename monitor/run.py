@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: A run whose writer cannot be asked counts as live for so long after its last row (seconds).
 LIVE_SECONDS = 60.0
-KEPT_BYTES = 128 * 2**20  # of answers
+KEPT_BYTES = 64 * 2**20  # of answers
 
 Result = TypeVar("Result")
 Names = str | Sequence[str] | None
