@@ -1,105 +1,142 @@
-"""Findings and events of a run in one list, the latest first."""
+"""What happened and when: findings and events on a timeline and in one list, the latest first."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import dash_mantine_components as dmc
 import numpy as np
-from dash import Dash, Input, Output, State, html
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 
 from ...monitor import Run, RunError
-from ..components import badge, card, choice, layer_link, notice
-from ..figures.theme import Style
-from ..plots import Plot
-from ..queries import Judgement, Library
-from ..text import integer, words
-from ..urls import View
+from ..components import aria, card, choice, select, state_id, toolbar
+from ..figures.theme import Figure, Style
+from ..figures.timeline import height, lanes, timeline
+from ..happenings import FINDINGS, KINDS, Happening, happenings, narrowed
+from ..plots import Plot, Scene, plot_card
+from ..text import integer
+from ..urls import View, href, step_range
+from .evidence import around
 
-PLOTS: tuple[Plot, ...] = ()
-SHOWN = {"all": "All", "alarms": "Alarms", "events": "Events"}
-TONES = {"error": "critical", "skipped": "warning", "note": "info"}
+if TYPE_CHECKING:
+    from ..judging import Judgement
+    from ..queries import Library
+
+SHOWN = {"all": "All", "alarms": "Alarms", "findings": "Findings", "events": "Events"}
+MOST = 300  # lines; a reader narrows the list down, and does not scroll through thousands
+LAYERS = 3
+FOLLOWED = ("show", "kind", "filter")
 
 
 def layout(view: View, library: Library, style: Style) -> list[Any]:
-    """The list with its filter."""
+    """The timeline, the list with its filters, what could not be judged."""
+    run = library.run(view.run)
+    judged = library.judgement(view.run, wait=1.5)
+    found = happenings(run, judged)
+    present = [(kind, KINDS[kind]) for kind in lanes(found)]
+    values = [view.params.get(key, "") for key in FOLLOWED]
+    data = listed(run, view.run, judged, *values)
     return [
-        html.Div(choice(view, "show", SHOWN, "all", "Show"), className="toolbar"),
+        toolbar(
+            view,
+            choice(view, "show", SHOWN, "all", "Show"),
+            select(view, "kind", [("any", "Any kind"), *present], "any", "Kind", 160),
+            _search(view),
+        ),
+        plot_card(TIMELINE, style, height=height(len(present))),
+        dcc.Store(id="alerts-data", data=data),
+        dcc.Store(id="alerts-view"),
         card(
-            "Alerts and events",
-            "What the detectors found (where it begins) and what happened to the run, latest first.",
-            html.Div(id="alert-list", className="scroll"),
+            "Findings and events",
+            "The latest first. What the detectors found stands at the step where it began.",
+            html.P("", id="alerts-said", className="dim", role="status"),
+            html.Div(id="alert-list", className="happenings"),
+        ),
+        html.Section(
+            [
+                html.H2("Could not be judged"),
+                html.P(
+                    "Detectors that lack what they need say so here; they never guess.", className="explain"
+                ),
+                html.Ul(id="alerts-notes"),
+            ],
+            className="card hidden",
+            id="alerts-unjudged",
         ),
     ]
 
 
-def rows(run: Run, judged: Judgement | None, name: str, show: str) -> list[dict[str, Any]]:
-    """One row an alert or event: step, time, tone, label, text, layers."""
-    found: list[dict[str, Any]] = []
-    if show != "events":
-        for f in judged.findings if judged else []:
-            if show == "alarms" and f.severity == "info":
-                continue
-            found.append(
-                {
-                    "step": f.first_step,
-                    "time": time_of(run, f.first_step),
-                    "tone": f.severity,
-                    "label": f.severity,
-                    "title": words(f.problem),
-                    "text": f.summary,
-                    "layers": f.layers,
-                }
-            )
-    if show != "alarms":
-        for event in run.events().itertuples():
-            found.append(
-                {
-                    "step": int(event.step),  # pyright: ignore[reportArgumentType]
-                    "time": float(event.time),  # pyright: ignore[reportArgumentType]
-                    "tone": TONES.get(str(event.event), "event"),
-                    "label": "event",
-                    "title": words(str(event.event)),
-                    "text": str(event.message),
-                    "layers": (),
-                }
-            )
-    return sorted(found, key=lambda r: (r["step"], r["time"] or 0), reverse=True)
+def _search(view: View) -> html.Div:
+    box = dmc.TextInput(
+        id=state_id("filter"),
+        value=view.params.get("filter", ""),
+        placeholder="word or layer",
+        debounce=250,
+        size="xs",
+        w=180,
+        spellCheck=False,
+        **aria("search the list"),
+    )
+    return html.Div([html.Span("Search", className="label"), box], className="control")
 
 
-def time_of(run: Run, step: int) -> float | None:
-    """When a step was logged, from the scalar nearest to it."""
-    for name in ("train_loss", *run.scalar_names()[:1]):
-        frame = run.scalars(name)
-        if len(frame):
-            place = int(np.searchsorted(frame["step"].to_numpy(), step))
-            return float(frame["time"].iloc[min(place, len(frame) - 1)])
-    return None
+def listed(
+    run: Run, name: str, judged: Judgement | None, show: str, kind: str, wanted: str
+) -> dict[str, Any]:
+    """What the browser writes into the list, and a stamp that tells whether it has changed."""
+    every = happenings(run, judged)
+    found = narrowed(every, show or "all", kind or "any", wanted or "")
+    content = {
+        "rows": [line(h, name, run.last_step) for h in found[:MOST]],
+        "said": said(len(found), len(every), judged),
+        "notes": list(judged.notes) if judged else [],
+    }
+    stamp = hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+    return content | {"stamp": stamp}
 
 
-def table(found: list[dict[str, Any]], name: str) -> Any:
-    """The rows as a table."""
-    if not found:
-        return notice("Nothing to report", "No alarm was raised and no event was recorded.", "good")
-    head = html.Thead(html.Tr([html.Th(text) for text in ("Step", "Time", "", "What", "Where")]))
-    body = [
-        html.Tr(
-            [
-                html.Td(integer(row["step"]) if row["step"] >= 0 else "–", className="figure"),
-                html.Td(clock(row["time"]), className="figure dim"),
-                html.Td(badge(row["tone"], row["label"])),
-                html.Td([html.B(row["title"]), html.Div(row["text"], className="dim")]),
-                html.Td(_where(name, row["layers"])),
-            ]
-        )
-        for row in found
-    ]
-    return html.Table([head, html.Tbody(body)], className="table alerts")
+def said(found: int, every: int, judged: Judgement | None) -> str:
+    """How many lines there are, and what is not among them."""
+    wait = " The detectors are still reading the log." if judged is None else ""
+    if judged is not None and judged.error:
+        wait = f" The detectors stopped: {judged.error}."
+    if not every:
+        return "Nothing to report: no finding, no event." + wait
+    count = integer(found) if found == every else f"{integer(found)} of {integer(every)}"
+    cut = f"; the latest {MOST} are shown, narrow the list to see others" if found > MOST else ""
+    return f"{count} line{'' if count == '1' else 's'}{cut}.{wait}"
 
 
-def _where(name: str, layers: tuple[str, ...]) -> list[Any]:
-    links: list[Any] = [html.Div(layer_link(name, layer)) for layer in layers[:3]]
-    return links + ([html.Div(f"and {len(layers) - 3} more", className="dim")] if len(layers) > 3 else [])
+def line(h: Happening, name: str, last_step: int) -> dict[str, Any]:
+    """One line as plain texts and addresses of ours."""
+    span = integer(h.first) if h.first >= 0 else "–"
+    span += f" – {integer(h.last)}" if h.last > h.first else ""
+    shown = [{"text": layer, "href": href("layer", name, tensor=layer)} for layer in h.layers[:LAYERS]]
+    more = len(h.layers) - LAYERS
+    return {
+        "key": f"{h.kind}|{h.first}|{h.problem or h.title}|{h.time or 0:.3f}",
+        "step": span,
+        "time": clock(h.time),
+        "tone": h.tone,
+        "label": h.kind if h.kind in FINDINGS else "event",
+        "title": h.title,
+        "text": h.text,
+        "more": f"and {more} more" if more > 0 else "",
+        "layers": shown,
+        "link": _evidence(h, name, last_step),
+    }
+
+
+def _evidence(h: Happening, name: str, last_step: int) -> dict[str, str]:
+    """Where a line leads: the proof of a finding, else the steps around an event."""
+    span = around(max(h.first, 0), max(h.last, 0), last_step)
+    if h.problem:
+        layer = {"tensor": h.layers[0]} if h.layers else {}
+        return {"text": "Evidence", "href": href("overview", name, finding=h.problem, range=span, **layer)}
+    return {"text": "Show steps", "href": href("overview", name, range=span)}
 
 
 def clock(moment: float | None) -> str:
@@ -109,19 +146,58 @@ def clock(moment: float | None) -> str:
     return datetime.fromtimestamp(moment).strftime("%d %b %H:%M:%S")
 
 
+def draw(scene: Scene) -> Figure:
+    """The timeline of what the list shows."""
+    judged = scene.runs.judgement(scene.name, wait=2.0)
+    found = happenings(scene.run, judged)
+    wanted = [scene.text(key) for key in FOLLOWED]
+    return timeline(
+        narrowed(found, *wanted), scene.run.last_step, scene.style, step_range(scene.text("range"))
+    )
+
+
+TIMELINE = Plot(
+    "timeline-plot",
+    "Timeline",
+    "A bar for what lasted, a dot for what happened at one step. Drag to zoom.",
+    draw,
+    FOLLOWED,
+    good="A start, an end, and nothing in between.",
+    bad="Critical bars that go on to the end, restarts and lost captures, many skipped steps.",
+    keep=FOLLOWED,
+    judged=True,
+)
+PLOTS = (TIMELINE,)
+
+
 def register(app: Dash, library: Library) -> None:
-    """The list follows the filter and a live run."""
+    """The list follows its filters and a live run; the browser changes the lines that differ."""
 
     @app.callback(
-        Output("alert-list", "children"),
-        Input({"state": "show"}, "value"),
+        Output("alerts-data", "data"),
+        *[Input(state_id(key), "value") for key in FOLLOWED],
         Input("pulse", "data"),
         Input("verdict", "data"),
         State("page", "data"),
+        State("alerts-data", "data"),
+        prevent_initial_call=True,
     )
-    def update(show: str, _pulse: Any, _verdict: Any, page: dict[str, Any]) -> Any:
+    def update(
+        show: str,
+        kind: str,
+        wanted: str,
+        _pulse: Any,
+        _verdict: Any,
+        page: dict[str, Any],
+        known: dict[str, Any],
+    ) -> Any:
         name = page["run"]
         try:
-            return table(rows(library.run(name), library.judgement(name, wait=2.0), name, show), name)
+            data = listed(library.run(name), name, library.judgement(name, wait=0.5), show, kind, wanted)
         except (RunError, OSError) as error:
-            return notice("This run cannot be read", library.explain(error), "critical")
+            return (known or {}) | {"said": f"This run cannot be read: {error}", "stamp": ""}
+        return no_update if known and data["stamp"] == known.get("stamp") else data
+
+    app.clientside_callback(
+        ClientsideFunction("alerts", "show"), Output("alerts-view", "data"), Input("alerts-data", "data")
+    )

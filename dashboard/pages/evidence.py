@@ -35,9 +35,14 @@ def region(finding: Finding) -> Region:
 def shown_range(finding: Finding, last_step: int) -> str:
     """The step range that shows a finding with what came before and after, as the URL has it."""
     where = region(finding)
-    length = max(where.last - where.first, round(0.02 * max(last_step, 1)), 4)
-    low = max(where.first - round(0.4 * length), 0)
-    high = min(where.last + round(0.15 * length), max(last_step, where.first + 1))
+    return around(where.first, where.last, last_step)
+
+
+def around(first: int, last: int, last_step: int) -> str:
+    """A step range with a margin, as the URL has it."""
+    length = max(last - first, round(0.02 * max(last_step, 1)), 4)
+    low = max(first - round(0.4 * length), 0)
+    high = min(last + round(0.15 * length), max(last_step, first + 1))
     return f"{low}:{max(high, low + 1)}"
 
 
