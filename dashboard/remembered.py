@@ -18,7 +18,9 @@ MOST = 4000
 
 
 def cache_folder() -> Path:
-    """The user's folder for what can be computed again."""
+    """The user's folder for what can be computed again; LAYERWATCH_CACHE names another."""
+    if own := os.environ.get("LAYERWATCH_CACHE"):
+        return Path(own)
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":

@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="layerwatch-tests-")  # not the user's own
+os.environ["LAYERWATCH_CACHE"] = tempfile.mkdtemp(prefix="layerwatch-tests-")  # not the user's own
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ settings.load_profile("layerwatch")
 
 
 def pytest_sessionfinish() -> None:
-    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+    shutil.rmtree(os.environ["LAYERWATCH_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,11 @@
 (() => {
   const root = document.documentElement;
   const cookie = (name) => (document.cookie.match(new RegExp(`(?:^|; )${name}=([^;]*)`)) || [])[1];
+  // The path that a proxy serves the dashboard at: "" or "/x".
+  const config = JSON.parse(document.getElementById("_dash-config").textContent);
+  const base = config.requests_pathname_prefix.replace(/\/$/, "");
   const remember = (name, value) => {
-    document.cookie = `${name}=${value}; path=/; max-age=31536000; SameSite=Strict`;
+    document.cookie = `${name}=${value}; path=${base}/; max-age=31536000; SameSite=Strict`;
   };
   const preferred = () => (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   const asked = () => {
@@ -24,9 +27,6 @@
   remember("layerwatch_narrow", screen.narrow ? "1" : "0");
   show(screen.theme);
 
-  // The path that a proxy serves the dashboard at: "" or "/x".
-  const config = JSON.parse(document.getElementById("_dash-config").textContent);
-  const base = config.requests_pathname_prefix.replace(/\/$/, "");
   window.layerwatch = Object.assign(window.layerwatch || {}, { screen, preferred, base, state: {} });
 
   function set(change) {
