@@ -110,7 +110,9 @@ def _layer_choice(view: View, layers: list[str]) -> list[Any]:
         **aria("step; empty: the last one"),
     )
     return [
-        select(view, "tensor", [(name, name) for name in layers], next(iter(layers), ""), "Layer", 250),
+        select(
+            view, "tensor", [(name, name) for name in layers], next(iter(layers), ""), "Layer", 250, limit=200
+        ),
         choice(view, "kind", KINDS, "weight", "Histogram of"),
         html.Div([html.Span("At step", className="label"), at], className="control"),
     ]

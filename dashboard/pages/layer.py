@@ -16,6 +16,7 @@ from ..plots import Plot, plot_card
 from ..queries import Library
 from ..text import integer, words
 from ..urls import View
+from .layer_cards import CARDS, HISTOGRAMS, PLOTS, SHOWN, available
 from .layer_facts import (
     FACTS,
     about,
@@ -27,11 +28,12 @@ from .layer_facts import (
     selectable,
     worst,
 )
-from .layer_plots import CARDS, HISTOGRAMS, KINDS, PLOTS, SHOWN, available
+from .layer_plots import KINDS
 
 __all__ = ["PLOTS", "SHOWN", "available", "layout", "register", "worst"]
 
 LEVELS = 8  # of the hint at a tensor's gradient norm in the tree
+OFFERED = 200  # names in the list at once: those are in the page even while it is closed
 WIDE = ("history",)  # cards as wide as the page
 
 
@@ -129,6 +131,7 @@ def _selector(run: Run, chosen: str) -> html.Div:
         size="xs",
         className="tensor-select",
         maxDropdownHeight=420,
+        limit=OFFERED,
         nothingFoundMessage="no layer of that name",
         **aria("layer"),
     )

@@ -1,19 +1,18 @@
-"""The plots of the Layer page: what each reads of the run, and when it has something to show."""
+"""What the plots of the Layer page read of the run, and draw of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
 from ...monitor import Run
-from ..figures.histogram import Part, histogram_map, overlaid, ridgeline
+from ..figures.histogram import Part, histogram_map, nothing, overlaid, ridgeline
 from ..figures.layer import activity, quantiles, share_map, vector
 from ..figures.norms import Series, history
 from ..figures.theme import Figure, message
-from ..plots import Plot, Scene
+from ..plots import Scene
 from ..text import integer
 from ..urls import step_range
 from .layer_facts import attention_of, bias_of, entry, module_names, module_of
@@ -29,6 +28,11 @@ UNITS = {"saturated_share": "share of samples saturated", "dead_share": "share o
 def named(run: Run, kind: str, name: str) -> str:
     """The name that rows of this kind have: activations are those of the tensor's module."""
     return module_of(run, name) if kind == "activation" else name
+
+
+def held(run: Run, kind: str, name: str) -> bool:
+    """Whether there is any row of this kind: asked first, since looking for rows in vain takes time."""
+    return kind in run.kinds() and name in run.names(kind)
 
 
 def span(scene: Scene, kind: str, name: str, points: int) -> tuple[int, int] | None:
@@ -54,6 +58,8 @@ def kind_of(scene: Scene) -> str:
 def draw_histogram(kind: str, scene: Scene) -> Figure:
     """One histogram over time, as a map or as ridges."""
     name = named(scene.run, kind, scene.text("tensor"))
+    if not held(scene.run, kind, name):
+        return nothing(KINDS[kind].lower(), scene.style)
     steps = span(scene, kind, name, HISTOGRAM_POINTS)
     frame = scene.run.histograms(kind, name, steps=steps, max_points=HISTOGRAM_POINTS)
     log, word = scene.text("scale") == "log", KINDS[kind].lower()
@@ -66,20 +72,30 @@ def draw_histogram(kind: str, scene: Scene) -> Figure:
 
 def draw_steps(scene: Scene) -> Figure:
     """The histograms of two steps over each other."""
-    kind = kind_of(scene)
-    name = named(scene.run, kind, scene.text("tensor"))
-    captured = scene.run.stats(kind, name, ["step", "last_step"], max_points=POINTS)
-    if captured.empty:
-        return message(f"No {KINDS[kind].lower()} histogram was captured here.", scene.style)
-    p = scene.style.palette
+    run, kind = scene.run, kind_of(scene)
+    name = named(run, kind, scene.text("tensor"))
+    if not held(run, kind, name):
+        return nothing(KINDS[kind].lower(), scene.style)
+    captured = run.stats(kind, name, ["step", "last_step", "captures"], max_points=HISTOGRAM_POINTS)
     ends = int(captured["step"].iloc[0]), int(captured["last_step"].iloc[-1])
-    parts = []
+    p, parts = scene.style.palette, []
     for key, end, color in (("first", ends[0], p.second), ("second", ends[1], p.accent)):
-        step = whole(scene.values.get(key), end)
-        step = min(max(step, ends[0]), ends[1])
-        frame = scene.run.histogram(kind, name, step)
-        parts.append(Part(f"step {integer(_captured(scene.run, kind, name, step))}", frame, color))
+        step, frame = one_step(run, kind, name, min(max(whole(scene.values.get(key), end), ends[0]), ends[1]))
+        parts.append(Part(f"step {integer(step)}", frame, color))
     return overlaid(parts, KINDS[kind].lower(), scene.style, log=scene.text("scale") == "log")
+
+
+def one_step(run: Run, kind: str, name: str, step: int) -> tuple[int, pd.DataFrame]:
+    """The last capture at or before a step, and its histogram; of what the maps have read if that tells."""
+    captured = run.stats(kind, name, ["step", "last_step", "captures"], max_points=HISTOGRAM_POINTS)
+    row = captured[captured["step"] <= step].iloc[-1]
+    if row["captures"] == 1:
+        frame = run.histograms(kind, name, steps=None, max_points=HISTOGRAM_POINTS)
+        return int(row["step"]), frame[frame["step"] == row["step"]]
+    inside = run.stats(kind, name, ["step"], steps=(int(row["step"]), min(step, int(row["last_step"]))))
+    at = int(inside["step"].iloc[-1])
+    frame = run.histograms(kind, name, steps=(at, at))
+    return at, frame[frame["step"] == at]
 
 
 def whole(value: Any, default: int) -> int:
@@ -90,15 +106,12 @@ def whole(value: Any, default: int) -> int:
         return default
 
 
-def _captured(run: Run, kind: str, name: str, step: int) -> int:
-    """The last captured step at or before one: the one whose histogram `Run.histogram` gives."""
-    return int(run.stats(kind, name, ["step"], steps=(None, step))["step"].iloc[-1])
-
-
 def draw_quantiles(scene: Scene) -> Figure:
     """The nested bands of one kind."""
     kind = kind_of(scene)
     name = named(scene.run, kind, scene.text("tensor"))
+    if not held(scene.run, kind, name):
+        return message(f"No {KINDS[kind].lower()} was captured here.", scene.style)
     columns = ["step", "min", "max", "p01", "p05", "p25", "p50", "p75", "p95", "p99"]
     steps = span(scene, kind, name, HISTOGRAM_POINTS)
     frame = scene.run.stats(kind, name, columns, steps=steps, max_points=HISTOGRAM_POINTS)
@@ -116,6 +129,8 @@ def draw_bias(scene: Scene) -> Figure:
 def draw_activity(scene: Scene) -> Figure:
     """Which units fired."""
     name = module_of(scene.run, scene.text("tensor"))
+    if not held(scene.run, "activation", name):
+        return message("The activity of single units was not captured here.", scene.style)
     found = scene.run.activity("activation", name, max_points=HISTOGRAM_POINTS)
     return activity(*found, scene.style, step_range(scene.text("range")))
 
@@ -136,11 +151,15 @@ def unit_kind(run: Run, module: str) -> str:
 def draw_heads(scene: Scene) -> Figure:
     """The attention entropy of every head."""
     name = attention_of(scene.run, scene.text("tensor"))
+    if not name:
+        return message("This layer is no part of an attention.", scene.style)
     found = scene.run.values(name, "attention_entropy")
     return share_map(*found, "attention entropy", "head", scene.style, step_range(scene.text("range")))
 
 
 def _read(scene: Scene, kind: str, name: str, columns: list[str]) -> pd.DataFrame:
+    if not held(scene.run, kind, name):
+        return pd.DataFrame(columns=columns)
     steps = span(scene, kind, name, POINTS)
     return scene.run.stats(kind, name, columns, steps=steps, max_points=POINTS)
 
@@ -148,6 +167,8 @@ def _read(scene: Scene, kind: str, name: str, columns: list[str]) -> pd.DataFram
 def draw_attention(scene: Scene) -> Figure:
     """Entropy and largest logit of the attention."""
     name = attention_of(scene.run, scene.text("tensor"))
+    if not name:
+        return message("This layer is no part of an attention.", scene.style)
     columns = ["step", "mean", "p05", "p95"]
     entropy = scene.run.stats("attention_entropy", name, columns, max_points=HISTOGRAM_POINTS)
     logit = _read(scene, "attention_logit", name, ["step", "max"])
@@ -183,7 +204,10 @@ def draw_history(scene: Scene) -> Figure:
     series = []
     if entry(run, name) is not None:
         update = _read(scene, "update", name, ["step", "ratio", "ratio_max"])
-        moved = run.drift(name, steps=span(scene, "drift", name, POINTS), max_points=POINTS)
+        reach = span(scene, "drift", name, POINTS) if held(run, "drift", name) else None
+        moved = (
+            run.drift(name, steps=reach, max_points=POINTS) if held(run, "drift", name) else pd.DataFrame()
+        )
         series = [
             _norm(scene, "gradient", name, "second", log=True),
             Series(update, "ratio", "update ratio", "third", log=True, low="ratio", high="ratio_max"),
@@ -197,174 +221,3 @@ def draw_history(scene: Scene) -> Figure:
         series.append(Series(output, "rms", "output rms", "info"))
         series.append(Series(idle, "dead", "dead units", "critical", share=True))
     return history(series, scene.style, step_range(scene.text("range")))
-
-
-def _histogram(kind: str, explain: str, good: str, bad: str) -> Plot:
-    def draw(scene: Scene) -> Figure:
-        return draw_histogram(kind, scene)
-
-    keys = ("tensor", "view", "scale")
-    return Plot(
-        f"histogram-{kind}",
-        f"{KINDS[kind]} histogram",
-        explain,
-        draw,
-        keys,
-        good,
-        bad,
-        height=240,
-        keep=keys,
-    )
-
-
-def _card(
-    name: str,
-    title: str,
-    explain: str,
-    draw: Callable[[Scene], Figure],
-    good: str,
-    bad: str,
-    height: int = 270,
-    own: tuple[str, ...] = ("tensor",),
-    on_steps: bool = True,
-) -> Plot:
-    return Plot(f"{name}-plot", title, explain, draw, own, good, bad, height, own, on_steps=on_steps)
-
-
-HISTOGRAMS = {
-    "weight": _histogram(
-        "weight",
-        "Values of the weight; stronger is more.",
-        "A bell that widens or narrows slowly.",
-        "Values that pile up at zero, split in two, or spread without end.",
-    ),
-    "gradient": _histogram(
-        "gradient",
-        "Values of the gradient, before clipping.",
-        "Centred on zero, about as wide at the end as at the start, or slowly narrower.",
-        "A line at zero (nothing arrives) or a band that widens by decades.",
-    ),
-    "update": _histogram(
-        "update",
-        "How far one step moved each weight.",
-        "Narrow against the weights, following the learning rate.",
-        "As wide as the weights themselves, or a line at zero.",
-    ),
-    "activation": _histogram(
-        "activation",
-        "Values of the module's output.",
-        "Spread over a range that stays.",
-        "Everything at zero (dead) or at the ends of the range (saturated).",
-    ),
-}
-CARDS = {
-    "steps": _card(
-        "steps",
-        "Two steps",
-        "A click in a histogram picks a step; the last two picks are compared.",
-        draw_steps,
-        "Two bells of one shape, the later one a little wider.",
-        "A later histogram that is far wider, shifted, or a spike at zero.",
-        own=("tensor", "kind", "scale", "first", "second"),
-        on_steps=False,
-    ),
-    "quantile": _card(
-        "quantile",
-        "Quantiles",
-        "The bands hold 50, 90, 98 and 100 % of the elements; the line is the median.",
-        draw_quantiles,
-        "Bands of steady width.",
-        "Bands that open like a funnel, or close to a line.",
-        own=("tensor", "kind"),
-    ),
-    "bias": _card(
-        "bias",
-        "Bias values",
-        "Each element over time: of the bias, else of a small weight.",
-        draw_bias,
-        "Elements that settle.",
-        "An element that runs away, or all of them standing still.",
-    ),
-    "activity": _card(
-        "activity",
-        "Active units",
-        "Blue: the unit was not zero for some sample of the capture.",
-        draw_activity,
-        "Units that take turns.",
-        "A row that stays red is dead.",
-    ),
-    "units": _card(
-        "units",
-        "Dead or saturated units",
-        "The share of samples for which a unit is at zero, or at the flat ends of its activation.",
-        draw_units,
-        "Pale: units that answer to most samples.",
-        "A dark row: a unit that says the same to every sample and cannot learn.",
-    ),
-    "attention": _card(
-        "attention",
-        "Attention",
-        "Entropy: 0 looks at one key, 1 at all alike; the band holds 90 % of the queries.",
-        draw_attention,
-        "Entropy between the extremes, logits that level off.",
-        "Entropy that falls to zero while the largest logit grows: attention collapses.",
-    ),
-    "heads": _card(
-        "heads",
-        "Entropy by head",
-        "The mean entropy of each head's attention.",
-        draw_heads,
-        "Heads that differ.",
-        "A head at 0 (one key) or at 1 (no preference) for good.",
-    ),
-    "optimizer": _card(
-        "optimizer",
-        "Optimizer state",
-        "Gradient against √v, what it is divided by; elements that ε holds up; momentum.",
-        draw_optimizer,
-        "A ratio near 1 that sinks slowly, no element below ε.",
-        "A ratio far above 1 (v is stale), or many elements below ε: their steps shrink.",
-    ),
-    "history": _card(
-        "history",
-        "Norms, update ratio and drift",
-        "Drift is |w − reference| ÷ |reference|. Dotted green: an update of a thousandth of the weight. "
-        "Bands, in long runs: lowest and highest of the captures behind a point.",
-        draw_history,
-        "An update ratio near 10⁻³, norms that level off.",
-        "A gradient norm that falls or rises by decades, a weight norm that grows without end.",
-        height=560,
-    ),
-}
-PLOTS = (*HISTOGRAMS.values(), *CARDS.values())
-#: The cards that a layer may lack.
-SHOWN = (*HISTOGRAMS, *CARDS)
-
-
-def available(run: Run, name: str) -> list[str]:
-    """Class names of the cards in SHOWN: hidden where there is nothing to show."""
-    kinds, is_tensor = set(run.kinds()), entry(run, name) is not None
-    module = module_of(run, name)
-    output = module in set(module_names(run))
-    held = {kind: kind in kinds and name in set(run.names(kind)) for kind in ("weight", "gradient", "update")}
-    attention, bias = attention_of(run, name), bias_of(run, name)
-    units = (
-        run.stats("activation", module, ["units", "active_units"], max_points=1)["units"]
-        if output
-        else pd.Series()
-    )
-    has = {
-        **held,
-        "activation": output,
-        "steps": any(held.values()) or output,
-        "quantile": any(held.values()) or output,
-        "bias": bool(bias) and len(run.values(bias)[0]) > 0,
-        "activity": bool(units.notna().any()),
-        "units": output and bool(unit_kind(run, module)),
-        "attention": bool(attention),
-        "heads": bool(attention) and len(run.values(attention, "attention_entropy")[0]) > 0,
-        "optimizer": is_tensor
-        and any(k in kinds and name in run.names(k) for k in ("second_moment", "momentum")),
-        "history": is_tensor or output,
-    }
-    return ["" if has[card] else "hidden" for card in SHOWN]

@@ -15,7 +15,7 @@ from layerwatch import Run
 from layerwatch.dashboard.figures import histogram, norms
 from layerwatch.dashboard.figures.cells import values_of
 from layerwatch.dashboard.figures.theme import DARK, LIGHT, Style, blend
-from layerwatch.dashboard.pages import layer, layer_facts, layer_plots
+from layerwatch.dashboard.pages import layer, layer_cards, layer_facts, layer_plots
 from layerwatch.dashboard.plots import Scene
 from layerwatch.dashboard.queries import Judgement, Library
 from layerwatch.dashboard.shell import open_page
@@ -71,7 +71,7 @@ def test_only_the_cards_that_have_something_to_show(library: Library) -> None:
 @pytest.mark.parametrize("name", ["0.weight", "0.bias", "1"])
 def test_what_is_shown_is_not_empty(library: Library, name: str) -> None:
     shown = zip(layer.SHOWN, layer.available(library.run("healthy"), name), strict=True)
-    plots = {**layer_plots.HISTOGRAMS, **layer_plots.CARDS}
+    plots = {**layer_cards.HISTOGRAMS, **layer_cards.CARDS}
     figure = drawn(library, tensor=name)
     for card, style in shown:
         assert bool(figure[plots[card].id]["data"]) == (style == ""), card
