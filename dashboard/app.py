@@ -33,7 +33,10 @@ class _Page(Dash):
     def interpolate_index(self, **parts: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         theme = screen_of_browser()["theme"]
         icon = f'<link rel="icon" href="{self.get_asset_url("icon.svg")}">'
-        head = f"{icon}{parts['metas']}<title>{parts['title']}</title>{parts['css']}"
+        # Dash asks for it only when the first plot is on the page: a second later on a first visit.
+        plotly = self.get_relative_path("/_dash-component-suites/plotly/package_data/plotly.min.js")
+        early = f'<link rel="prefetch" as="script" href="{plotly}">'
+        head = f"{icon}{parts['metas']}<title>{parts['title']}</title>{parts['css']}{early}"
         scripts = parts["config"] + parts["scripts"] + parts["renderer"]
         return f"""<!DOCTYPE html>
 <html lang="en" data-mantine-color-scheme="{theme}">
