@@ -178,7 +178,7 @@ def ridgeline(frame: pd.DataFrame, title: str, style: Style, *, log: bool = Fals
     if frame.empty:
         return nothing(title, style)
     frame = pool(frame)
-    rows, at, shares, value_axis = _value_axis(frame, title, log)
+    rows, at, shares, across = _value_axis(frame, title, log)
     chosen = np.unique(np.linspace(0, len(at) - 1, min(RIDGES, len(at))).round().astype(int))
     peak = float(np.percentile(shares[:, chosen].max(axis=0), 80)) or 1.0
     p, data = style.palette, []
@@ -209,7 +209,8 @@ def ridgeline(frame: pd.DataFrame, title: str, style: Style, *, log: bool = Fals
         "layout": {
             "hovermode": "closest",
             "showlegend": False,
-            "xaxis": value_axis | {"fixedrange": True},  # a drag would be taken for one over steps
+            **across,
+            "xaxis": across["xaxis"] | {"fixedrange": True},  # a drag would be taken for one over steps
             "yaxis": step_ticks
             | {"title": {"text": "optimizer step"}, "showgrid": False, "zeroline": False, "fixedrange": True},
         },
@@ -219,13 +220,14 @@ def ridgeline(frame: pd.DataFrame, title: str, style: Style, *, log: bool = Fals
 def _value_axis(
     frame: pd.DataFrame, title: str, log: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """(positions, steps, shares, axis) of values along the x axis."""
+    """(positions, steps, shares, layout) of values along the x axis; `table` turns positions into values."""
     axis: dict[str, Any] = {"title": {"text": f"{title} value"}, "zeroline": False, "nticks": 6}
     if log:
         at, rows, shares, floor = log_density(frame)
-        return rows, at, shares, axis | _signed_ticks(rows, floor)
+        signed = {"xaxis": axis | _signed_ticks(rows, floor), "meta": {"floor": {"xaxis": floor}}}
+        return rows, at, shares, signed
     at, edges, shares = density(frame)
-    return (edges[:-1] + edges[1:]) / 2, at, shares, axis
+    return (edges[:-1] + edges[1:]) / 2, at, shares, {"xaxis": axis}
 
 
 def overlaid(parts: Sequence[Part], title: str, style: Style, *, log: bool = False) -> Figure:
@@ -234,7 +236,7 @@ def overlaid(parts: Sequence[Part], title: str, style: Style, *, log: bool = Fal
     if not parts:
         return nothing(title, style)
     frame = pd.concat([part.frame.assign(step=i) for i, part in enumerate(parts)], ignore_index=True)
-    rows, at, shares, value_axis = _value_axis(frame, title, log)
+    rows, at, shares, across = _value_axis(frame, title, log)
     data = []
     for column, index in enumerate(at):
         part = parts[int(index)]
@@ -242,7 +244,8 @@ def overlaid(parts: Sequence[Part], title: str, style: Style, *, log: bool = Fal
         trace |= {"fill": "tozeroy", "fillcolor": translucent(part.color, 0.14), "meta": part.meta}
         data.append(trace | {"hovertemplate": "%{y:.3~p}"})
     share_axis = {"title": {"text": "share of the elements"}, "rangemode": "tozero", "tickformat": ".2~p"}
-    layout = {"showlegend": True, "xaxis": value_axis | {"hoverformat": ".3~g"}, "yaxis": share_axis}
+    layout = {"showlegend": True, **across, "yaxis": share_axis}
+    layout["xaxis"] = across["xaxis"] | {"hoverformat": ".3~g"}
     layout["margin"] = {"l": 8, "r": 12, "t": 30, "b": 8}
     return {"data": data, "layout": layout}
 

@@ -14,9 +14,11 @@ from werkzeug.test import Client
 
 from layerwatch import __version__
 from layerwatch.dashboard.downloads import file_name
+from layerwatch.dashboard.figures import histogram
 from layerwatch.dashboard.figures.cells import cells
 from layerwatch.dashboard.figures.escape import escaped
 from layerwatch.dashboard.figures.table import table_of
+from layerwatch.dashboard.figures.theme import Style
 from layerwatch.dashboard.pages import PAGES
 from layerwatch.dashboard.queries import Library
 
@@ -96,6 +98,19 @@ def test_a_signed_logarithmic_axis_gives_values() -> None:
     layout = {"xaxis": {"title": {"text": "weight value"}}, "meta": {"floor": {"xaxis": -5}}}
     made = table_of({"data": [line], "layout": layout})
     np.testing.assert_allclose(made["weight value"], [-1e-3, 0.0, 1e-2])
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_ridges_are_shares_of_values(log: bool) -> None:
+    """They are drawn one above the other, on positions: the table has neither."""
+    edges = np.array([-2.0, -1.0, -0.5, 0.5, 1.0, 2.0])
+    frame = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": [1, 2, 10, 2, 1]})
+    frame = pd.concat([frame.assign(step=step) for step in (0, 10)])
+    made = table_of(histogram.ridgeline(frame, "weight", Style(), log=log))
+    assert list(made.columns) == ["series", "weight value", "value"]
+    assert made["series"].unique().tolist() == ["step 0", "step 10"]
+    assert made["weight value"].abs().max() == pytest.approx(2.0, rel=0.25)
+    np.testing.assert_allclose(made.groupby("series")["value"].sum(), 1.0, atol=0.02)
 
 
 def test_bars_beside_names_are_values_of_names() -> None:
