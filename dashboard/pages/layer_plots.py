@@ -76,34 +76,42 @@ def draw_steps(scene: Scene) -> Figure:
     name = named(run, kind, scene.text("tensor"))
     if not held(run, kind, name):
         return nothing(KINDS[kind].lower(), scene.style)
-    captured = run.stats(kind, name, ["step", "last_step", "captures"], max_points=HISTOGRAM_POINTS)
-    ends = int(captured["step"].iloc[0]), int(captured["last_step"].iloc[-1])
+    rows = run.stats(kind, name, ["step", "last_step", "captures"], max_points=HISTOGRAM_POINTS)
+    frame = run.histograms(kind, name, steps=None, max_points=HISTOGRAM_POINTS)  # what the maps have read
     p, parts = scene.style.palette, []
-    for key, end, color in (("first", ends[0], p.second), ("second", ends[1], p.accent)):
-        step, frame = one_step(run, kind, name, min(max(whole(scene.values.get(key), end), ends[0]), ends[1]))
-        parts.append(Part(f"step {integer(step)}", frame, color))
+    for key, place, color in (("first", 0, p.second), ("second", -1, p.accent)):
+        wanted = whole(scene.values.get(key))
+        row = rows[rows["step"] <= wanted].tail(1) if wanted is not None else rows.iloc[[place]]
+        row = (rows.head(1) if row.empty else row).iloc[0]
+        if row["captures"] == 1 or wanted is None:
+            label, one = row_name(row), frame[frame["step"] == row["step"]]
+        else:
+            label, one = _single(run, kind, name, int(row["step"]), min(wanted, int(row["last_step"])))
+        parts.append(Part(label, one, color))
     return overlaid(parts, KINDS[kind].lower(), scene.style, log=scene.text("scale") == "log")
 
 
-def one_step(run: Run, kind: str, name: str, step: int) -> tuple[int, pd.DataFrame]:
-    """The last capture at or before a step, and its histogram; of what the maps have read if that tells."""
-    captured = run.stats(kind, name, ["step", "last_step", "captures"], max_points=HISTOGRAM_POINTS)
-    row = captured[captured["step"] <= step].iloc[-1]
+def row_name(row: pd.Series) -> str:
+    """The step of a row, or its steps when it holds several captures."""
     if row["captures"] == 1:
-        frame = run.histograms(kind, name, steps=None, max_points=HISTOGRAM_POINTS)
-        return int(row["step"]), frame[frame["step"] == row["step"]]
-    inside = run.stats(kind, name, ["step"], steps=(int(row["step"]), min(step, int(row["last_step"]))))
-    at = int(inside["step"].iloc[-1])
-    frame = run.histograms(kind, name, steps=(at, at))
-    return at, frame[frame["step"] == at]
+        return f"step {integer(row['step'])}"
+    return f"steps {integer(row['step'])} – {integer(row['last_step'])}"
 
 
-def whole(value: Any, default: int) -> int:
-    """A step that the reader typed, or the default."""
+def _single(run: Run, kind: str, name: str, low: int, high: int) -> tuple[str, pd.DataFrame]:
+    """The last capture of a range, of finer rows than the maps show."""
+    columns = ["step", "last_step", "captures"]
+    row = run.stats(kind, name, columns, steps=(low, high)).iloc[-1]
+    frame = run.histograms(kind, name, steps=(int(row["step"]), int(row["step"])))
+    return row_name(row), frame[frame["step"] == row["step"]]
+
+
+def whole(value: Any) -> int | None:
+    """A step that the reader typed or picked; None for none."""
     try:
         return int(float(value))
     except (TypeError, ValueError, OverflowError):
-        return default
+        return None
 
 
 def draw_quantiles(scene: Scene) -> Figure:

@@ -289,3 +289,16 @@ def test_a_long_run_is_pooled_and_a_zoom_reads_single_captures(long_library: Lib
     line = {trace["name"]: trace for trace in near["history-plot"]["data"]}["weight norm"]
     assert line["y"][line["x"].index(3333)] == pytest.approx(spike, rel=1e-5)
     assert line["y"][line["x"].index(3334)] == pytest.approx(spike / 1000 * (1 + 3334 / 5000), rel=1e-5)
+
+
+def test_two_steps_of_a_long_run_are_single_captures_once_picked(long_library: Library) -> None:
+    ends = drawn(long_library, "run", tensor="0.weight")["steps-plot"]["data"]
+    assert [trace["name"] for trace in ends] == ["steps 0 – 15", "steps 4,992 – 4,999"]
+    picked = drawn(long_library, "run", tensor="0.weight", first="3333", second="3334")["steps-plot"]["data"]
+    assert [trace["name"] for trace in picked] == ["step 3,333", "step 3,334"]
+    frame = pd.concat(
+        [long_library.run("run").histogram("weight", "0.weight", 3333 + i).assign(step=i) for i in (0, 1)]
+    )
+    _, _, shares = histogram.density(frame)
+    for trace, column in zip(picked, shares.T, strict=True):
+        np.testing.assert_allclose(trace["y"], column, rtol=1e-5, atol=1e-12)
