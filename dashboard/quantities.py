@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from .figures.depth import he, xavier
 from .figures.grid import Grid, build
@@ -252,6 +253,7 @@ def _read(run: Run, quantity: Quantity, steps: tuple[int, int] | None) -> Grid:
     values, bad = quantity.read(frame), lost > 0
     nothing = quantity.log & (lost >= frame["count"].to_numpy())  # a norm of no finite element is no norm
     values = np.where(np.isfinite(values) & ~nothing, values, np.nan)
+    pa.default_memory_pool().release_unused()  # tens of megabytes that the next read may be minutes away from
     grid = replace(build(frame, values, bad), coarse=bool((frame["captures"] > 1).any()))
     return _divided(grid, _read(run, QUANTITIES[f"{quantity.over}_norm"], steps)) if quantity.over else grid
 

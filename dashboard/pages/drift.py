@@ -187,7 +187,7 @@ def draw(scene: Scene) -> Figure:
     return figure
 
 
-def texts(library: Library, run: Run, values: dict[str, Any]) -> tuple[str, list[drifting.Rank], str]:
+def compared(library: Library, run: Run, values: dict[str, Any]) -> tuple[str, list[drifting.Rank], str]:
     """How blocks compare, the ranking, and why there is none."""
     source = source_of(run, values.get("from"))
     if source == REFERENCE and "drift" not in run.kinds():
@@ -241,7 +241,7 @@ def register(app: Dash, library: Library) -> None:
     )
     def rank(source: Any, at: Any, _pulse: Any, page: dict[str, Any]) -> tuple[Any, ...]:
         name = page["run"]
-        sentence, found, none = texts(library, library.run(name), {"from": source, "at": at})
+        sentence, found, none = compared(library, library.run(name), {"from": source, "at": at})
         empty = [""] * (SHOWN - len(found))
         links = [href("layer", name, tensor=one.tensor) for one in found]
         cells = [text for one in found for text in drifting.rank_cells(one)]

@@ -359,7 +359,7 @@ def test_who_moved_most_among_its_like(library: Library) -> None:
         z = 0.6745 * (np.log10(rank.moved) - middle) / max(np.median(np.abs(x - middle)), 0.02)
         assert rank.score == pytest.approx(z)
     assert {rank.role for rank in found} == {"matrix", "bias"}  # one output layer has nobody to compare with
-    sentence, ranked, none = drift.texts(library, run, {})
+    sentence, ranked, none = drift.compared(library, run, {})
     assert "the last blocks" in sentence
     assert len(ranked) == drift.SHOWN
     assert none == ""
