@@ -114,10 +114,12 @@
   let ticked = [];
   function choose({ api }) {
     const now = api.getSelectedNodes().map((node) => node.data.run);
-    ticked = [...ticked.filter((run) => now.includes(run)), ...now.filter((run) => !ticked.includes(run))];
-    const refused = ticked.length > MOST;
-    for (const run of ticked.splice(MOST)) api.getRowNode(run)?.setSelected(false);
-    bar(refused);
+    const next = [...ticked.filter((run) => now.includes(run)), ...now.filter((run) => !ticked.includes(run))];
+    const over = next.splice(MOST);
+    const same = String(next) === String(ticked);
+    ticked = next;
+    for (const run of over) api.getRowNode(run)?.setSelected(false);
+    if (over.length || !same) bar(over.length > 0); // nothing new: that was our own unticking
   }
   function bar(refused) {
     const [box, said, link] = ["compare-bar", "compare-said", "compare-link"].map((id) => document.getElementById(id));
@@ -176,6 +178,15 @@
     count();
   }
 
+  // Brings pinned runs to the top; the focus stays with its run.
+  function pinned(api) {
+    const cell = api.getFocusedCell();
+    const node = cell && api.getDisplayedRowAtIndex(cell.rowIndex);
+    api.refreshClientSideRowModel("sort");
+    api.refreshCells({ columns: ["pin"], force: true });
+    if (node && node.rowIndex !== cell.rowIndex) api.setFocusedCell(node.rowIndex, cell.column);
+  }
+
   let asked = 0;
   async function current() {
     const mine = ++asked;
@@ -202,22 +213,22 @@
           if (id.startsWith("ag-Grid-") || column.isVisible() === wanted.has(id)) continue;
           api.setColumnsVisible([id], wanted.has(id));
         }
-        api.refreshClientSideRowModel("sort");
-        api.refreshCells({ columns: ["pin"], force: true });
+        pinned(api);
       });
       return window.dash_clientside.no_update;
     },
 
     // Only the rows that changed: scroll, focus and ticks stay.
-    apply({ rows, gone, cursor }) {
+    apply({ rows, gone, cursor, all }) {
       if (rows) {
         current().then((api) => {
           const [add, update] = [rows.filter((row) => !api.getRowNode(row.run)), rows.filter((row) => api.getRowNode(row.run))];
           const remove = gone.filter((run) => api.getRowNode(run)).map((run) => ({ run }));
           if (add.length + update.length + remove.length === 0) return;
-          api.applyTransaction({ add, update, remove, addIndex: 0 });
+          api.applyTransaction(all ? { add, update, remove } : { add, update, remove, addIndex: 0 }); // newest first
           const cells = update.map((row) => api.getRowNode(row.run));
-          if (cells.length) api.refreshCells({ rowNodes: cells, force: true });
+          // Cells that show more than their value; never the boxes, which somebody may be about to tick.
+          if (cells.length) api.refreshCells({ rowNodes: cells, columns: ["step", "updated", "drift", "rank"], force: true });
           document.getElementById("runs-card")?.classList.remove("hidden");
           document.getElementById("runs-empty")?.classList.add("hidden");
           count();

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import dash_ag_grid as dag
 import dash_mantine_components as dmc
-from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
+from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from ..components import aria, code, hidden, notice, state_id
 from ..figures.theme import Style
@@ -17,6 +17,7 @@ from ..rows import PREFIX, Row, Rows, config_names
 from ..urls import View
 
 PLOTS: tuple[Plot, ...] = ()
+FIRST = 100  # rows that come with the page
 MOST = 60  # rows that are shown without a scroll bar of the table's own
 
 FIRST_RUN = """from layerwatch import watch
@@ -76,9 +77,11 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     """The table, or how to make a first run."""
     rows, cursor = table_of(library).all(library)
     broken = library.broken()
+    later = len(rows) > FIRST  # the first screen at once, the others behind it
     parts: list[Any] = [
-        dcc.Store(id="runs-news", data={"cursor": cursor}),
-        dcc.Store(id="runs-cursor", data=cursor),
+        dcc.Store(id="runs-news", data={"cursor": "" if later else cursor}),
+        dcc.Store(id="runs-cursor", data="" if later else cursor),
+        dcc.Store(id="runs-rest", data=later),
         dcc.Store(id="runs-view"),
         html.Div(_first_run(library), id="runs-empty", className="hidden" if rows else ""),
         html.Section(
@@ -171,7 +174,7 @@ def _grid(view: View, rows: list[Row], style: Style) -> dag.AgGrid:
     shown, few = columns_of(view, rows, style), len(rows) <= MOST
     return dag.AgGrid(
         id="runs-grid",
-        rowData=rows,
+        rowData=rows[:FIRST],
         columnDefs=column_defs(view, rows, shown, style),
         defaultColDef={"sortable": True, "filter": True, "resizable": True},
         getRowId="params.data.run",
@@ -252,12 +255,14 @@ def register(app: Dash, library: Library) -> None:
         Output("runs-news", "data"),
         Input("pulse", "data"),
         Input("verdict", "data"),
+        Input("runs-rest", "data"),
         State("runs-cursor", "data"),
-        prevent_initial_call=True,
     )
-    def news(_pulse: Any, _verdict: Any, cursor: str) -> dict[str, Any]:
+    def news(_pulse: Any, _verdict: Any, rest: bool, cursor: str) -> Any:
+        if not rest and ctx.triggered_id in (None, "runs-rest"):
+            return no_update  # the page is new and has all rows
         changed, gone, after = table_of(library).since(library, cursor or "")
-        return {"rows": changed, "gone": gone, "cursor": after}
+        return {"rows": changed, "gone": gone, "cursor": after, "all": not cursor}
 
     app.clientside_callback(
         ClientsideFunction("runs", "apply"),
