@@ -1,8 +1,8 @@
 // Asks what has changed on this page, and changes that and nothing else. One request at a time, silent while the tab is
 // hidden or paused, less often while nothing happens and when answers are slow.
 (() => {
-  const FAST = 1000, SLOW = 15000;
   const layerwatch = (window.layerwatch = window.layerwatch || {}); // filled by screen.js, which comes later
+  const { pace: FAST = 1000 } = layerwatch, SLOW = 15 * FAST; // milliseconds; tests of long sessions set another pace
   let seen = {}, paused = false, wait = FAST, timer = null, asking = false, calls = 0;
 
   // Callbacks in flight: their figures are on the way, so there is nothing to compare with yet.
@@ -52,8 +52,8 @@
       show(now, plots);
       const news = now.cursor !== seen.cursor || now.said !== seen.said;
       seen = { built: page.built, cursor: now.cursor, said: now.said };
-      wait = news ? FAST : Math.min(wait * 1.4, now.live ? 3000 : SLOW);
-      again(Math.max(wait, 5 * (performance.now() - began)));
+      wait = news ? FAST : Math.min(wait * 1.4, now.live ? 3 * FAST : SLOW);
+      again(Math.max(wait, Math.min(5, FAST / 200) * (performance.now() - began)));
     } catch {
       label(false, "Server gone");
       again(SLOW);

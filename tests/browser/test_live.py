@@ -5,10 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Request, expect
 
+from layerwatch.dashboard.figures.base import packed
+from layerwatch.dashboard.figures.cells import cells
+from layerwatch.dashboard.figures.diff import difference
 from tests.browser.conftest import CHECKOUT, start, stop
 from tests.browser.reading import traces, until
 
@@ -20,9 +25,11 @@ def training(runs_root: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """A process that trains until the test ends; the run's name."""
     name = request.node.name
     process = start(str(CHECKOUT / "tests" / "dashboard" / "tiny.py"), str(runs_root / name))
-    until((runs_root / name / "run.json").is_file, "the first row of the live run")
-    yield name
-    stop(process)
+    try:
+        until((runs_root / name / "run.json").is_file, "the first row of the live run", 120)
+        yield name
+    finally:
+        stop(process)
 
 
 def test_a_live_run_grows_on_screen(open_page: Open, training: str) -> None:
@@ -52,22 +59,43 @@ def test_a_live_run_grows_on_screen(open_page: Open, training: str) -> None:
 
 def test_only_one_question_is_asked_at_a_time(open_page: Open, training: str) -> None:
     page = open_page(f"/run/{training}/gradient-flow")
-    flying, most = 0, 0
+    flying: set[Request] = set()
+    most = 0
 
-    def up(request: object) -> None:
-        nonlocal flying, most
-        if "/api/live" in request.url:  # pyright: ignore[reportAttributeAccessIssue]
-            flying += 1
-            most = max(most, flying)
-
-    def down(request: object) -> None:
-        nonlocal flying
-        if "/api/live" in request.url:  # pyright: ignore[reportAttributeAccessIssue]
-            flying -= 1
+    def up(request: Request) -> None:
+        nonlocal most
+        if "/api/live" in request.url:
+            flying.add(request)
+            most = max(most, len(flying))
 
     page.on("request", up)
-    page.on("requestfinished", down)
+    page.on("requestfinished", lambda request: flying.discard(request))
     before = len(traces(page, "flow-map")[0]["x"])
     until(lambda: len(traces(page, "flow-map")[0]["x"]) > before, "more columns in the map")
     page.wait_for_timeout(2000)
     assert most == 1
+
+
+def figure(values: np.ndarray, early: bool) -> dict[str, Any]:
+    """Something with a part of every kind that a patch can change."""
+    curve = {"x": values[0, 3:].tolist(), "v": packed(values[0])}
+    layout = {"range": [0, values.shape[1]], "same": [1, {"a": None}], **({"early": 1} if early else {})}
+    return {"data": [cells(values, log=False, what="x"), curve], "layout": layout}
+
+
+def test_the_browser_applies_patches_as_they_are_meant(open_page: Open) -> None:
+    rng = np.random.default_rng(0)
+    cases: list[tuple[object, object, object]] = []
+    for _ in range(40):
+        rows, columns, more = rng.integers(1, 6), rng.integers(3, 40), rng.integers(0, 4)
+        values = rng.uniform(1, 2, (rows, columns + more))
+        values[0, :2] = 1, 2
+        if rng.random() < 0.3:
+            values[rng.integers(rows), 2] += 0.5
+        old, new = (figure(values[:, :n], n == columns) for n in (columns, columns + more))
+        cases.append((old, difference(old, new), new))
+    assert any("columns" in str(patch) for _, patch, _ in cases)
+    page = open_page("/")
+    until(lambda: page.evaluate("!!window.layerwatch?.applied"), "the code")
+    made = page.evaluate("cases => cases.map(([old, patch]) => layerwatch.applied(old, patch))", cases)
+    assert made == [new for *_, new in cases]
