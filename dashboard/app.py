@@ -73,6 +73,7 @@ def create_app(
         on_error=_report,
     )
     app.layout = shell
+    app.server.extensions["layerwatch"] = library
     app.server.url_map.converters["name"] = _Name
     app.server.add_url_rule("/run/<name:path>", "run", lambda path: app.index())
     protect(app.server, access or Access(host))

@@ -39,6 +39,7 @@ class Shown:
         self._token = secrets.token_urlsafe(24) if hub else ""
         access = Access(token=self._token, any_host=bool(hub), framed=True)
         app = create_app(root, access=access, prefix=self._prefix)
+        self._library = app.server.extensions["layerwatch"]
         self._server = over(listener, app)
         self._origin = "" if hub else f"http://127.0.0.1:{port}"
         self._thread = threading.Thread(target=self._server.run, name="layerwatch-dashboard", daemon=True)
@@ -60,6 +61,7 @@ class Shown:
         self._server.close()
         self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=1)
         self._thread.join(timeout=5)
+        self._library.close()  # and with it the process that judges
 
     def __repr__(self) -> str:
         return f"layerwatch dashboard: {self.url}"

@@ -64,7 +64,11 @@ def test_a_folder_is_served_once(runs_root: Path) -> None:
     assert 'height="300"' in again._repr_html_()
     other = layerwatch.show(runs_root / "vanishing")
     assert other.url.partition("/run")[0] != first.url.rstrip("/")
+    judges = first._library._judges
+    assert judges.ask(str(runs_root / "healthy")).result(60)
+    assert judges.pid
     first.close()
+    assert judges.pid is None
     assert layerwatch.show(runs_root) is not first
 
 
