@@ -177,22 +177,27 @@
   });
 
   Object.assign(window.dash_clientside.layerwatch, {
-    showTree(data, said, name) {
+    showTree(data, name) {
       const fresh = data !== built || !host()?.children.length;
       if (data !== built) {
         built = data;
         grow(data);
-      }
-      const judged = said !== marks && JSON.stringify(said ?? {}) !== JSON.stringify(marks);
-      if (judged || fresh) {
-        marks = said ?? {};
         judge(root);
       }
-      const grown = select(name);
-      if (fresh || judged || grown) draw();
+      if (select(name) || fresh) draw();
       const tree = host();
       if (tree) scrollTo(reach(tree));
       return "tree";
+    },
+    markTree(said, data) {
+      const now = said ?? {};
+      if (JSON.stringify(now) === JSON.stringify(marks) && data === built) return "tree-legend";
+      marks = now;
+      if (root && data === built) {
+        judge(root);
+        draw();
+      }
+      return "tree-legend";
     },
 
     // The last two picks: a click moves the second one to the first.

@@ -109,6 +109,7 @@ def _drawer(count: int, style: Style) -> html.Details:
     legend = html.Div(
         [html.Span(className="tree-hint", style={"--level": "6"}), "gradient norm, among all layers"],
         className="tree-legend",
+        id="layer-legend",
     )
     summary = html.Summary([html.Span("Layers"), html.Span(integer(count), className="dim")])
     return html.Details([summary, rows, legend], className="card tree-drawer", open=not style.narrow)
@@ -229,7 +230,7 @@ def register(app: Dash, library: Library) -> None:
     )
     def accuse(name: str, _verdict: Any, page: dict[str, Any], said: str | None) -> tuple[Any, Any, Any]:
         try:
-            run, judged = library.run(page["run"]), library.judgement(page["run"], wait=0.5)
+            run, judged = library.run(page["run"]), library.judgement(page["run"])
         except (RunError, OSError):
             return [], {}, ""
         found = about(judged, name, module_of(run, name))
@@ -242,8 +243,13 @@ def register(app: Dash, library: Library) -> None:
         ClientsideFunction("layerwatch", "showTree"),
         Output("layer-rows", "className"),
         Input("layer-tree", "data"),
-        Input("layer-marks", "data"),
         Input(state_id("tensor"), "value"),
+    )
+    in_browser(  # apart from the rows, which must not wait for the detectors
+        ClientsideFunction("layerwatch", "markTree"),
+        Output("layer-legend", "className"),
+        Input("layer-marks", "data"),
+        Input("layer-tree", "data"),
     )
     in_browser(
         ClientsideFunction("layerwatch", "pickStep"),
