@@ -54,11 +54,14 @@ SERVE = "import sys, pathlib, layerwatch.dashboard as d; d.serve(pathlib.Path(sy
 BUCKETS = 17
 #: Resolves when every plot is drawn, to the milliseconds since the navigation began.
 OPENED = """() => new Promise((done) => {
-  const drawn = (frame) => frame.matches(".empty, .failed") ||
-    frame.querySelector(".js-plotly-plot .plot :is(image, path), .js-plotly-plot .hm image");
+  const drawn = (frame) => {
+    const plot = frame.querySelector(".js-plotly-plot");
+    return frame.matches(".empty, .failed") || (plot?.data?.length && plot.calcdata?.length);
+  };
   const look = () => {
-    const frames = [...document.querySelectorAll(".plot-frame")];
-    if (frames.length && frames.every((f) => !f.matches(".waiting") && drawn(f)))
+    const frames = [...document.querySelectorAll(".plot-frame")].filter((f) => f.offsetParent);
+    const late = performance.now() > 60000;
+    if (late || (frames.length && frames.every((f) => !f.matches(".waiting") && drawn(f))))
       return requestAnimationFrame(() => done(performance.now()));
     requestAnimationFrame(look);
   };
@@ -79,14 +82,15 @@ AFTER = """([what, id, value]) => new Promise((done) => {
       seen.add(plot);
       plot.on("plotly_afterplot", () => requestAnimationFrame(() => (last = performance.now())));
     }
-    if (last && !pending && performance.now() - last > 250) {
+    const late = performance.now() - began > 60000;
+    if (late || (last && !pending && performance.now() - last > 250)) {
       window.fetch = plain;
-      return done(last - began);
+      return done(late ? 60000 : last - began);
     }
     setTimeout(follow, 20);
   };
-  follow();
   began = performance.now();
+  follow();
   last = 0;
   if (what === "go") window.layerwatch.go(id);
   else window.dash_clientside.set_props(id, { value });
