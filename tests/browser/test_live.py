@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, Request, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 from layerwatch.dashboard.figures.base import packed
 from layerwatch.dashboard.figures.cells import cells
@@ -57,23 +58,52 @@ def test_a_live_run_grows_on_screen(open_page: Open, training: str) -> None:
     assert last_step() == paused
 
 
-def test_only_one_question_is_asked_at_a_time(open_page: Open, training: str) -> None:
-    page = open_page(f"/run/{training}/gradient-flow")
-    flying: set[Request] = set()
-    most = 0
+SLOW = """
+import pathlib, sys, time, flask, waitress
+from layerwatch.dashboard import create_app
+app = create_app(pathlib.Path(sys.argv[1]))
+@app.server.before_request
+def slowly():
+    if flask.request.path == "/api/live":
+        time.sleep(1.5)
+server = waitress.create_server(app.server, port=0, host="127.0.0.1")
+print("dashboard at", f"http://127.0.0.1:{server.effective_port}/", flush=True)
+server.run()
+"""
 
-    def up(request: Request) -> None:
-        nonlocal most
-        if "/api/live" in request.url:
-            flying.add(request)
-            most = max(most, len(flying))
 
-    page.on("request", up)
-    page.on("requestfinished", lambda request: flying.discard(request))
-    before = len(traces(page, "flow-map")[0]["x"])
-    until(lambda: len(traces(page, "flow-map")[0]["x"]) > before, "more columns in the map")
-    page.wait_for_timeout(2000)
-    assert most == 1
+@contextmanager
+def served(code: str, root: Path) -> Iterator[str]:
+    process = start("-c", code, str(root))
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().split()[2].rstrip("/")
+    finally:
+        stop(process)
+
+
+def test_a_slow_server_never_builds_a_queue(browser: Browser, runs_root: Path, training: str) -> None:
+    with served(SLOW, runs_root) as address:
+        page = browser.new_context().new_page()
+        flying: set[object] = set()
+        asked, most = 0, 0
+
+        def up(request: Request) -> None:
+            nonlocal asked, most
+            if "/api/live" in request.url:
+                flying.add(request)
+                asked, most = asked + 1, max(most, len(flying))
+
+        page.on("request", up)
+        page.on("requestfinished", lambda request: flying.discard(request))
+        page.goto(f"{address}/run/{training}/gradient-flow")
+        before = len(traces(page, "flow-map")[0]["x"])
+        began = time.monotonic()
+        until(lambda: len(traces(page, "flow-map")[0]["x"]) > before, "more columns in the map")
+        until(lambda: page.wait_for_timeout(100) or asked >= 2, "another question")
+        assert most == 1
+        assert asked <= 1 + (time.monotonic() - began) / 1.5
+        page.context.close()
 
 
 def figure(values: np.ndarray, early: bool) -> dict[str, Any]:
