@@ -80,12 +80,12 @@ def shell() -> dmc.MantineProvider:
     frame = html.Div(
         [
             html.A("Skip to the content", href="#body", className="skip"),
-            html.Nav(id="nav", className="nav", **aria("Pages")),  # pyright: ignore[reportArgumentType]
+            html.Nav(_brand(), id="nav", className="nav", **aria("Pages")),  # pyright: ignore[reportArgumentType]
             html.Div(
                 [
                     html.Header([html.Div(id="title", className="title"), tools], className="head"),
                     html.Div(id="error", className="hidden", role="alert"),
-                    html.Main(id="body", className="body", tabIndex=-1),
+                    html.Main(_skeleton(), id="body", className="body", tabIndex=-1),
                 ],
                 className="content",
             ),
@@ -101,10 +101,18 @@ def shell() -> dmc.MantineProvider:
     return dmc.MantineProvider([*stores, frame], id="mantine", theme=theme, forceColorScheme=screen["theme"])
 
 
+def _brand() -> html.Div:
+    return html.Div([html.Span(className="mark"), "layerwatch"], className="brand")
+
+
+def _skeleton() -> list[html.Div]:
+    """What is there until the first page is."""
+    return [html.Div(className="card bone", style={"height": height}) for height in (64, 420, 260)]
+
+
 def _navigation(library: Library, view: View) -> list[Any]:
     """Links of the selected run; on the Runs page those of the newest one."""
     names, run = list(library.runs()), nav_run(library, view)
-    brand = html.Div([html.Span(className="mark"), "layerwatch"], className="brand")
     items = [html.A("Runs", href=href("runs"), className=_link("runs", view))]
     for slug, word in RUN_PAGES.items():
         items.append(html.A(word, href=href(slug, run), className=_link(slug, view)))
@@ -121,7 +129,7 @@ def _navigation(library: Library, view: View) -> list[Any]:
     )
     pages = html.Div([items[0], html.Div(switch, className="switch"), *items[1:]], className="nav-links")
     foot = html.Div(f"version {__version__}", className="nav-foot")
-    return [html.Div([brand, pages, foot], className="nav-inner")]
+    return [html.Div([_brand(), pages, foot], className="nav-inner")]
 
 
 def nav_run(library: Library, view: View) -> str:
@@ -141,7 +149,7 @@ def headline(library: Library, view: View) -> list[Any]:
         line = f"{count} run{'' if count == 1 else 's'} in {library.title}"
         return [html.H1("Runs"), html.Div(line, className="subtitle")]
     run = library.run(view.run)
-    judged = library.judgement(view.run, wait=0.3)
+    judged = library.judgement(view.run, wait=0.1)
     health = judged.health if judged else "checking"
     updated = float(run.info.get("ended") or run.info.get("created") or float("nan"))
     marks: list[Any] = [badge(health)]
