@@ -160,6 +160,7 @@ def test_names_that_bite_are_shown_as_text(open_page: Open) -> None:
     expect(page.locator("#layer-name")).to_have_text(NASTY)
     expect(page.locator(SELECTED)).to_contain_text(NASTY)
     traces(page, "history-plot")
+    page.wait_for_load_state("networkidle")  # what a navigation cuts off is told as an error
     page.goto(page.url.split("/run/")[0] + f"/run/{quote(HOSTILE)}/compare?with=other")
     traces(page, "compare-gradient")
     traces(page, "compare-histogram")
@@ -174,6 +175,7 @@ def test_on_a_phone_the_tree_is_a_drawer_and_nothing_is_cut(open_page: Open) -> 
     expect(page.get_by_role("tree", name="Layers")).to_be_hidden()
     page.locator(".tree-drawer > summary").click()
     expect(page.get_by_role("tree", name="Layers")).to_be_visible()
+    page.wait_for_load_state("networkidle")  # what a navigation cuts off is told as an error
     page.goto(page.url.split("/run/")[0] + "/run/base/compare?with=twin,other,shifted")
     traces(page, "compare-gradient")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
