@@ -111,6 +111,7 @@
   function choose(place) {
     const item = found[place];
     if (!item) return;
+    input.blur(); // a hidden field keeps the focus until the next frame, and would take the next key for text
     dialog.close();
     item.go();
   }
