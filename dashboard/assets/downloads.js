@@ -38,13 +38,12 @@
     );
   }
 
-  addEventListener("click", async (event) => {
-    const { plot, format } = event.target.closest?.(".menu-item[data-plot][data-format]")?.dataset ?? {};
-    if (!plot) return;
+  async function download(plot, format) {
     try {
       await (format === "csv" || format === "parquet" ? data : picture)(plot, format);
     } catch (error) {
       window.dash_clientside.set_props("error", { children: `Nothing was downloaded. ${error.message}`, className: "banner" });
     }
-  });
+  }
+  window.layerwatch = Object.assign(window.layerwatch || {}, { download });
 })();

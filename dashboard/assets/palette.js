@@ -33,9 +33,11 @@
       ["Keys", "?", () => help()],
     ];
     if (layerwatch.state.range) some.push(["Back to the whole run", "0", () => click("#range-chip")]);
-    for (const button of document.querySelectorAll("#body .menu-item[data-plot]")) {
+    for (const button of document.querySelectorAll("#body .menu-button[data-plot]")) {
+      if (!button.offsetParent) continue;
       const title = button.closest(".card")?.querySelector("h2")?.textContent ?? button.dataset.plot;
-      if (button.closest(".card").offsetParent) some.push([`Download ${title}: ${button.textContent}`, "", () => button.click()]);
+      for (const [format, word] of layerwatch.files)
+        some.push([`Download ${title}: ${word}`, "", () => layerwatch.download(button.dataset.plot, format)]);
     }
     return some.map(([text, hint, go]) => ({ kind: "Action", text, hint, go }));
   }

@@ -309,8 +309,8 @@ def test_behind_a_proxy_s_path(
 
 def choose(page: Page, plot: str, kind: str) -> None:
     """Click a file in the menu of a plot."""
-    item = page.locator(f".menu-item[data-plot='{plot}'][data-format='{kind}']")
-    page.locator("details.menu", has=item).locator("summary").click()
+    page.locator(f".menu-button[data-plot='{plot}']").click()
+    item = page.locator(f".menu-item[data-format='{kind}']")
     item.click()
 
 
