@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ..text import integer
+from ..text import integer, rounded
 from .base import log_axis
 from .grid import Grid, pool
 from .theme import Style, translucent
 
 #: So many rows are drawn with a mark each.
 MARKS = 80
+#: Of a value: finer than a pixel, and a live run sends the whole profile with every capture.
+DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def profiles(
             bad=np.zeros((len(values), 1), bool),
             first=0,
         )
-        return [float(v) if np.isfinite(v) else None for v in pool(one).values[:, 0]]
+        return rounded(pool(one).values[:, 0], DIGITS)
 
     base = {"y": shown.names, "xaxis": "x2", "yaxis": "y", "type": "scatter", "mode": "lines"}
     found = [

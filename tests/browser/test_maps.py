@@ -74,8 +74,8 @@ def test_profiles_follow_the_sliders_and_shift_clicks(open_page: Open, healthy: 
     norms = healthy.stats("gradient").pivot_table(index="tensor", columns="step", values="norm", sort=False)
     page = open_page("/run/healthy/gradient-flow?at=20&against=5")
     named = {trace["name"]: trace["x"] for trace in traces(page, "flow-map")}
-    np.testing.assert_allclose(named["at step 20"], norms[20])
-    np.testing.assert_allclose(named["at step 5"], norms[5])
+    np.testing.assert_allclose(named["at step 20"], norms[20], rtol=1e-3)
+    np.testing.assert_allclose(named["at step 5"], norms[5], rtol=1e-3)
     slider = page.get_by_role("slider", name="profile at step")
     slider.focus()
     page.keyboard.press("ArrowRight")

@@ -94,7 +94,7 @@ def test_drift_on_screen_is_that_of_the_log(open_page: Open, healthy: Run) -> No
     page = open_page("/run/healthy/drift")
     bars = next(trace for trace in traces(page, "drift-map") if trace["type"] == "bar")
     last = healthy.drift().groupby("tensor", sort=False)["relative_l2"].last()
-    np.testing.assert_allclose(bars["x"], last.to_numpy(), rtol=1e-6)
+    np.testing.assert_allclose(bars["x"], last.to_numpy(), rtol=1e-3)
 
 
 def test_the_layer_page_shows_histograms_biases_and_norms_of_the_log(open_page: Open, healthy: Run) -> None:

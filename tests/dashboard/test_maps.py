@@ -181,7 +181,7 @@ def test_a_map_of_a_thousand_layers_stays_readable() -> None:
     assert layermap.height(1000) <= 760
     at, against = figure["data"][-1], figure["data"][-2]
     assert [len(at["x"]), len(against["x"])] == [len(heat["y"])] * 2
-    assert at["x"][0] == whole.values[:3, -1].max()
+    assert at["x"][0] == pytest.approx(whole.values[:3, -1].max(), rel=1e-3)
     few = layermap.layer_map(whole.rows(list(range(24))), "x", Style())
     assert len(few["layout"]["yaxis"]["tickvals"]) == 24
     assert len([s for s in few["layout"]["shapes"] if s["yref"] == "y"]) == 2  # between three blocks
@@ -321,8 +321,8 @@ def test_profiles_at_two_steps(library: Library) -> None:
     norms = run.stats("gradient").pivot_table(index="tensor", columns="step", values="norm", sort=False)
     drawn = gradient_flow.draw(scene(library, "healthy", at="20", against="5"))["data"]
     named = {trace["name"]: trace["x"] for trace in drawn}
-    np.testing.assert_allclose(named["at step 20"], norms[20])
-    np.testing.assert_allclose(named["at step 5"], norms[5])
+    np.testing.assert_allclose(named["at step 20"], norms[20], rtol=1e-3)
+    np.testing.assert_allclose(named["at step 5"], norms[5], rtol=1e-3)
     drawn = gradient_flow.draw(scene(library, "healthy"))["data"]
     assert [trace["name"] for trace in drawn[-2:]] == ["at step 0", "at step 59"]
 
