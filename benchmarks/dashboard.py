@@ -9,7 +9,8 @@ while it is looked at. `--folder` keeps them for the next time, `--long` takes a
 
 Times are taken in the page, from the click (the change of a control's value, as the browser reports it) to
 the last frame that Plotly drew because of it; of a page, from the start of the navigation until every plot is
-drawn. Medians, and the range, of `--repeats`. A first visit has an empty cache; a warm page is one that was
+drawn; on the Layer page every one in view, the others follow. Medians, and the range, of `--repeats`.
+A first visit has an empty cache; a warm page is one that was
 open before, as after a reload: files cached, scripts compiled (a browser keeps that from the second visit on,
 in a profile on disk), and the log read. Bytes are those on the wire. TensorBoard serves the same layers'
 weight histograms of every tenth step and the same losses; its page is done when nothing moves any more.
@@ -52,14 +53,16 @@ FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-co
 ROOT = Path(__file__).resolve().parents[1]
 SERVE = "import sys, pathlib, layerwatch.dashboard as d; d.serve(pathlib.Path(sys.argv[1]), port=0)"
 BUCKETS = 17
-#: Resolves when every plot is drawn, to the milliseconds since the navigation began.
+#: Resolves when every plot is drawn, of those that wait to be seen every one in view, to the milliseconds
+#: since the navigation began.
 OPENED = """() => new Promise((done) => {
   const drawn = (frame) => {
     const plot = frame.querySelector(".js-plotly-plot");
     return frame.matches(".empty, .failed") || (plot?.data?.length && plot.calcdata?.length);
   };
+  const seen = (frame) => !frame.dataset.lazy || frame.getBoundingClientRect().top < innerHeight;
   const look = () => {
-    const frames = [...document.querySelectorAll(".plot-frame")].filter((f) => f.offsetParent);
+    const frames = [...document.querySelectorAll(".plot-frame")].filter((f) => f.offsetParent && seen(f));
     const late = performance.now() > 60000;
     if (late || (frames.length && frames.every((f) => !f.matches(".waiting") && drawn(f))))
       return requestAnimationFrame(() => done(performance.now()));
@@ -68,11 +71,11 @@ OPENED = """() => new Promise((done) => {
   look();
 })"""
 #: Does something, then waits until no plot has been drawn and no answer is due for 250 ms.
-AFTER = """([what, id, value]) => new Promise((done) => {
+AFTER = r"""([what, id, value]) => new Promise((done) => {
   let last = 0, seen = new WeakSet(), pending = 0, began;
   const plain = window.fetch;
   window.fetch = (...all) => {
-    if (!String(all[0].url ?? all[0]).includes("_dash-update")) return plain(...all);
+    if (!/_dash-update|api\/plots/.test(String(all[0].url ?? all[0]))) return plain(...all);
     pending += 1;
     return plain(...all).finally(() => { pending -= 1; last = Math.max(last, performance.now()); });
   };

@@ -9,7 +9,7 @@ from typing import Any
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, set_props
 from werkzeug.routing import PathConverter
 
-from . import downloads, live, names, plots
+from . import downloads, live, names, plots, visible
 from .pages import PAGES
 from .prefix import below, prefix_of
 from .queries import Library
@@ -82,6 +82,7 @@ def create_app(
     downloads.register(app.server, library)
     sent = Sent()
     live.register(app.server, library, sent)
+    visible.register(app.server, library, sent)
     names.register(app.server, library)
     _register(app, library)
     for page in PAGES.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Plot:
     keep: tuple[str, ...] = ()  # controls that reset the zoom when they change
     judged: bool = False  # shows findings, so new ones are a reason to draw again
     on_steps: bool = True  # steps run across: a drag in it zooms all such plots of the page
+    lazy: bool = False  # drawn when it comes near the reader's view: see assets/visible.js
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -106,6 +108,7 @@ def plot_card(
         id=f"{plot.id}-frame",
         className="plot-frame waiting",
         style={"minHeight": tall},
+        **({"data-lazy": json.dumps(plot.controls)} if plot.lazy else {}),  # pyright: ignore[reportArgumentType]
     )
     return html.Section([head, frame], className="card")
 
@@ -180,9 +183,11 @@ def outcome(figure: Figure) -> tuple[Figure, str, str]:
 
 
 def register(app: Dash, library: Library, sent: Sent, plots: tuple[Plot, ...]) -> None:
-    """A callback per plot. It returns the figure only: returned children would be built anew every time."""
+    """A callback per plot, but for the lazy ones: see `visible`. It returns the figure only: returned children
+    would be built anew every time."""
     for plot in plots:
-        _register(app, library, sent, plot)
+        if not plot.lazy:
+            _register(app, library, sent, plot)
 
 
 def _register(app: Dash, library: Library, sent: Sent, plot: Plot) -> None:

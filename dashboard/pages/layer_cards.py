@@ -42,6 +42,7 @@ def _histogram(kind: str, explain: str, good: str, bad: str) -> Plot:
         bad,
         height=240,
         keep=keys,
+        lazy=True,
     )
 
 
@@ -56,7 +57,8 @@ def _card(
     own: tuple[str, ...] = ("tensor",),
     on_steps: bool = True,
 ) -> Plot:
-    return Plot(f"{name}-plot", title, explain, draw, own, good, bad, height, own, on_steps=on_steps)
+    name = f"{name}-plot"
+    return Plot(name, title, explain, draw, own, good, bad, height, own, on_steps=on_steps, lazy=True)
 
 
 HISTOGRAMS = {

@@ -29,7 +29,7 @@ PATHS = (
     "/assets/style.css",
     "/api/nothing",
 )
-JSON_PATHS = ("/_dash-update-component", "/api/live", "/api/data")
+JSON_PATHS = ("/_dash-update-component", "/api/live", "/api/plots", "/api/data")
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_another_site_may_link_here_and_not_embed(client: Client) -> None:
 
 def test_a_text_body_is_no_way_around_the_preflight(client: Client) -> None:
     headers = {**LOCAL, "Content-Type": "text/plain"}
-    for path in ("/api/live", "/api/data"):
+    for path in ("/api/live", "/api/plots", "/api/data"):
         assert client.post(path, data="{}", headers=headers).status_code == 415
 
 

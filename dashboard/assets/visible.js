@@ -1,0 +1,93 @@
+// Plots that are drawn when they come near the view: all of these in one request, what lies elsewhere when nothing else
+// is to be done. A card that is hidden costs nothing.
+(() => {
+  const { layerwatch } = window;
+  const MARGIN = "160px", REST = 700; // milliseconds without a change before the plots out of view are drawn
+  const near = new Set(), done = new Map(), due = new Map(); // plot id -> what it was, is being drawn from
+  let now = null, timer = null, leaving = null;
+
+  const frames = () => [...document.querySelectorAll(".plot-frame[data-lazy]")];
+  const plotOf = (frame) => frame.id.slice(0, -"-frame".length);
+  const set = (id, change) => window.dash_clientside.set_props(id, change);
+  // Everything that a plot is drawn from.
+  const sign = (frame) =>
+    JSON.stringify([now.built, now.retry, now.screen, JSON.parse(frame.dataset.lazy).map((key) => now.state[key])]);
+  const waits = (frame) => done.get(plotOf(frame)) !== sign(frame) && due.get(plotOf(frame)) !== sign(frame);
+
+  const watch = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) near[isIntersecting ? "add" : "delete"](target);
+    look();
+  }, { rootMargin: MARGIN });
+
+  function look() {
+    if (!now) return;
+    const asked = frames().filter((frame) => near.has(frame) && waits(frame));
+    if (asked.length) ask(asked);
+    else later(REST);
+  }
+  function later(delay) {
+    clearTimeout(timer);
+    timer = setTimeout(rest, delay);
+  }
+  // One plot after the other, so that a key or a scroll never waits for more than one.
+  async function rest() {
+    const next = frames().find((frame) => frame.offsetParent && waits(frame));
+    if (!next || due.size) return;
+    await ask([next], 30);
+  }
+
+  async function ask(asked, pause = REST) {
+    clearTimeout(timer);
+    const { page, run, state, screen } = now;
+    const plots = asked.map(plotOf), signs = asked.map(sign);
+    plots.forEach((id, i) => due.set(id, signs[i]));
+    try {
+      const answer = await fetch(`${layerwatch.base}/api/plots`, {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ page, run, state, screen, plots }),
+        signal: leaving.signal,
+      });
+      if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
+      const drawn = await answer.json();
+      asked.forEach((frame, i) => frame.isConnected && sign(frame) === signs[i] && show(plots[i], drawn[plots[i]], signs[i]));
+    } catch (error) {
+      if (error.name !== "AbortError") set("error", { children: `The plots could not be drawn. ${error.message}`, className: "banner" });
+    } finally {
+      plots.forEach((id, i) => due.get(id) === signs[i] && due.delete(id));
+      later(pause);
+    }
+  }
+
+  function show(id, { figure, className, said }, drawnFrom) {
+    done.set(id, drawnFrom);
+    set(id, { figure });
+    set(`${id}-said`, { children: said });
+    set(`${id}-frame`, { className });
+  }
+
+  // The cards of a page appear a moment after its controls speak up.
+  function meet(tries = 100) {
+    const there = frames();
+    if (!there.length && tries) return setTimeout(meet, 20, tries - 1);
+    for (const frame of near) if (!frame.isConnected) near.delete(frame);
+    for (const frame of there) watch.observe(frame);
+    look();
+  }
+  addEventListener("pagehide", () => leaving?.abort());
+
+  Object.assign(window.dash_clientside.layerwatch, {
+    drawVisible(screen, retry, ...given) {
+      const page = given.at(-1);
+      const { inputs_list: inputs } = window.dash_clientside.callback_context;
+      const state = Object.fromEntries(inputs.filter(({ id }) => id.state).map(({ id, value }) => [id.state, value]));
+      leaving?.abort(); // what was asked before is not wanted any more
+      leaving = new AbortController();
+      if (now?.built !== page.built) done.clear();
+      due.clear();
+      now = { page: page.page, run: page.run, built: page.built, state, screen, retry };
+      meet();
+      return window.dash_clientside.no_update;
+    },
+  });
+})();
