@@ -205,6 +205,9 @@ class Library:
         runs = {name: self.run(name)} if name else self.runs()
         if name:
             self.judgement(name)
+        for key in (key for key, run in runs.items() if not name and run.live):
+            with contextlib.suppress(RunError, OSError):  # its row says so
+                self.run(key)
         self._collect()
         logs = [f"{key}{run.fingerprint()}{run.live}" for key, run in runs.items()]
         if not name:

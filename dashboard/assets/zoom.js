@@ -3,7 +3,7 @@
 (() => {
   const { layerwatch } = window;
   const no = () => window.dash_clientside.no_update;
-  const following = new WeakSet(); // plots that we move: their own events are no wish of the reader
+  const following = new WeakMap(); // plots that we move, and where: the events of that are no wish of the reader
   const graphOf = (id) => document.querySelector(`[id="${CSS.escape(id)}"] .js-plotly-plot`);
 
   // {range: [low, high]} in the coordinates of the axis, {} for everything, undefined when it is no zoom across.
@@ -48,21 +48,28 @@
     }
   }
   function follow(graph, update) {
-    following.add(graph);
-    const done = () => setTimeout(() => following.delete(graph), 50);
-    setTimeout(() => (graph.isConnected ? window.Plotly.relayout(graph, update).then(done, done) : done()));
+    following.set(graph, String(wish(update, graph._fullLayout.meta.steps).range));
+    setTimeout(() => graph.isConnected && window.Plotly.relayout(graph, update));
+  }
+  // Such an event may come late, when the page is busy: it is told by what it says, and counts once.
+  function ours(graph, asked) {
+    const same = following.get(graph) === String(asked.range);
+    following.delete(graph);
+    return same;
+  }
+  function wished({ prop_id: name, value: event }) {
+    const graph = graphOf(name.slice(0, name.lastIndexOf(".")));
+    const meta = graph?._fullLayout?.meta;
+    const asked = event && meta?.steps && wish(event, meta.steps);
+    return asked && !ours(graph, asked) ? { graph, meta, asked } : null;
   }
 
   Object.assign(window.dash_clientside.layerwatch, {
     // relayoutData also fires when a plot is resized: only a drag, a pan or a double-click counts.
     zoomed() {
-      const { triggered } = window.dash_clientside.callback_context;
-      const [{ prop_id: name, value: event } = {}] = triggered ?? [];
-      const graph = name && graphOf(name.slice(0, name.lastIndexOf(".")));
-      const meta = graph?._fullLayout?.meta;
-      if (!event || !meta?.steps || following.has(graph)) return no();
-      const asked = wish(event, meta.steps);
-      if (!asked) return no();
+      const found = (window.dash_clientside.callback_context.triggered ?? []).map(wished).find(Boolean);
+      if (!found) return no();
+      const { graph, meta, asked } = found;
       bring(graph, asked);
       if (!asked.range) return "";
       const [low, high] = asked.range.map((value) => Math.round(step(value, meta)));

@@ -194,7 +194,13 @@ def _grid(view: View, rows: list[Row], style: Style) -> dag.AgGrid:
                 "headerCheckbox": False,
                 "enableClickSelection": False,
             },
-            "selectionColumnDef": {"width": 42, "resizable": False, "suppressHeaderMenuButton": True},
+            "selectionColumnDef": {
+                "headerName": "Ticked",
+                "headerClass": "unseen-head",
+                "width": 42,
+                "resizable": False,
+                "suppressHeaderMenuButton": True,
+            },
             "includeHiddenColumnsInQuickFilter": True,
             "quickFilterText": view.params.get("filter", ""),
             "postSortRows": {"function": "layerwatchPinsFirst(params)"},
@@ -210,7 +216,8 @@ def column_defs(view: View, rows: list[Row], shown: list[str], style: Style) -> 
     """All columns, those that are not asked for hidden, sorted as the link says."""
     star = {
         "colId": "pin",
-        "headerName": "",
+        "headerName": "Pinned",
+        "headerClass": "unseen-head",
         "cellRenderer": "Star",
         "width": 40,
         "sortable": False,

@@ -100,7 +100,8 @@ def test_a_cell_says_its_layer_step_and_value(open_page: Open, healthy: Run) -> 
 
 
 def zoomed(page: Page, name: str, expected: Sequence[float]) -> None:
-    """Wait until a plot shows these steps."""
+    """Wait until a plot, scrolled to, shows these steps."""
+    page.locator(f"#{name}").scroll_into_view_if_needed()
     until(lambda: np.abs(np.subtract(shown(page, name), expected)).max() < 1, f"{expected} in {name}")
 
 

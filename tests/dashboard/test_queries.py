@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from layerwatch.dashboard.judging import Judgement, Judges, from_plain, judge, t
 from layerwatch.dashboard.queries import Library
 from layerwatch.dashboard.remembered import Shelf
 from layerwatch.dashboard.summaries import flat
-from layerwatch.monitor import Run
+from layerwatch.monitor import LogWriter, Run
 from layerwatch.monitor.findings import Finding
 
 
@@ -87,6 +88,20 @@ def test_summaries_do_not_keep_a_page_waiting(library_of: Callable[[], Library])
     assert all(summary.get("created") for summary in found.values())
     until(lambda: all(summary.get("read") for summary in library.summaries(patience=0.0).values()))
     assert library.cursor("") != before
+
+
+def test_the_cursor_of_all_runs_follows_one_that_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "REFRESH_SECONDS", 0.0)
+    writer = LogWriter(tmp_path / "run", {"host": socket.gethostname(), "pid": os.getpid()})
+    writer.scalars(1, 1.0, {"train_loss": 1.0})
+    library = Library(tmp_path)
+    before = library.cursor("")
+    assert library.cursor("") == before
+    writer.scalars(2, 2.0, {"train_loss": 0.5})
+    assert library.cursor("") != before
+    writer.close()
 
 
 def test_nothing_is_computed_again_for_unchanged_runs(
