@@ -161,6 +161,14 @@ def test_few_points_are_what_merging_gives(restarted: Path, max_points: int, fac
     assert frame.groupby("tensor").size().max() <= max_points
 
 
+@pytest.mark.parametrize("at_once", [1, 500])
+def test_rows_are_merged_some_tensors_at_a_time(
+    restarted: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("layerwatch.monitor.levels.POOLED_ROWS", at_once)
+    assert_as_merged(Run(restarted), "weight", 100, 16)
+
+
 def test_few_points_of_the_earlier_session(restarted: Path) -> None:
     assert_as_merged(Run(restarted, session=0), "weight", 20, 16)
 
