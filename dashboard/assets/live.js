@@ -77,7 +77,7 @@
   function draw(id, old, patch) {
     const graph = document.querySelector(`[id="${CSS.escape(id)}"] .js-plotly-plot`);
     const figure = applied(old, patch);
-    keepZoom(graph?._fullLayout?._preGUI ?? {}, old, figure);
+    keepZoom(graph, old, figure);
     set(id, { figure });
     const { said = "", tone = "" } = figure.layout.meta;
     if (props(`${id}-said`)?.children === said) return;
@@ -86,14 +86,13 @@
   }
 
   // An axis that the reader has zoomed keeps its range although the data now asks for another one.
-  function keepZoom(touched, old, figure) {
-    if (old.layout.uirevision !== figure.layout.uirevision) return;
-    for (const key of Object.keys(touched)) {
-      const axis = key.split(".")[0];
-      if (/^[xy]axis\d*\.range/.test(key) && old.layout[axis] && figure.layout[axis]) {
-        const { range, autorange } = old.layout[axis];
-        figure.layout = { ...figure.layout, [axis]: { ...figure.layout[axis], range, autorange } };
-      }
+  function keepZoom(graph, old, figure) {
+    if (!graph || old.layout.uirevision !== figure.layout.uirevision) return;
+    const touched = Object.keys(graph._fullLayout?._preGUI ?? {}).filter((key) => /^[xy]axis\d*\.range/.test(key));
+    for (const axis of new Set([...touched.map((key) => key.split(".")[0]), ...layerwatch.zoomedHeights(graph)])) {
+      if (!old.layout[axis] || !figure.layout[axis]) continue;
+      const { range, autorange } = old.layout[axis];
+      figure.layout = { ...figure.layout, [axis]: { ...figure.layout[axis], range, autorange } };
     }
   }
 

@@ -57,9 +57,25 @@
     following.delete(graph);
     return same;
   }
+  // Value axes that the reader has zoomed: a live update leaves them. Plotly forgets it when Dash writes the figure back.
+  const heights = new WeakMap();
+  function remember(graph, event) {
+    const known = touched(graph);
+    for (const key of Object.keys(event)) {
+      const [, axis, what] = key.match(/^(yaxis\d*)\.(autorange|range)/) ?? [];
+      if (axis) known[what === "range" ? "add" : "delete"](axis);
+    }
+    heights.set(graph, { of: graph._fullLayout?.uirevision, axes: known });
+  }
+  function touched(graph) {
+    const { of, axes } = heights.get(graph) ?? {};
+    return axes && of === graph._fullLayout?.uirevision ? axes : new Set();
+  }
+  layerwatch.zoomedHeights = touched;
   function wished({ prop_id: name, value: event }) {
     const graph = graphOf(name.slice(0, name.lastIndexOf(".")));
     const meta = graph?._fullLayout?.meta;
+    if (graph && event) remember(graph, event);
     const asked = event && meta?.steps && wish(event, meta.steps);
     return asked && !ours(graph, asked) ? { graph, meta, asked } : null;
   }

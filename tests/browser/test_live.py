@@ -72,6 +72,15 @@ server.run()
 """
 
 
+PATIENT = """
+import pathlib, sys
+import layerwatch.dashboard as d
+import layerwatch.dashboard.queries as q
+q.REFRESH_SECONDS = 0.02
+d.serve(pathlib.Path(sys.argv[1]), port=0)
+"""
+
+
 @contextmanager
 def served(code: str, root: Path) -> Iterator[str]:
     process = start("-c", code, str(root))
@@ -106,6 +115,48 @@ def test_a_slow_server_never_builds_a_queue(browser: Browser, runs_root: Path, t
         page.context.close()
 
 
+READER = """() => ({
+  scroll: scrollY, focus: document.activeElement.value,
+  cursor: [document.activeElement.selectionStart, document.activeElement.selectionEnd],
+  heights: document.querySelector("#history-plot .js-plotly-plot")._fullLayout.yaxis.range,
+  steps: document.querySelector("#bias-plot .js-plotly-plot")._fullLayout.xaxis.range,
+  same: [document.querySelector("#history-plot").mark, document.querySelector(".tree-drawer").mark],
+})"""
+
+
+def test_a_live_update_leaves_the_reader_alone(open_page: Open, training: str) -> None:
+    page = open_page(f"/run/{training}/layer?tensor=2.weight&range=2:12", height=500)
+    traces(page, "history-plot")
+    page.wait_for_load_state("networkidle")
+    plot = page.locator("#history-plot .nsewdrag").first
+    plot.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    box = plot.bounding_box()
+    assert box
+    x = box["x"] + box["width"] / 2
+    page.mouse.move(x, box["y"] + box["height"] * 0.2)  # straight down: a zoom of the values only
+    page.mouse.down()
+    page.mouse.move(x + 1, box["y"] + box["height"] * 0.8, steps=5)
+    page.mouse.up()
+    page.evaluate(
+        "for (const one of ['#history-plot', '.tree-drawer']) document.querySelector(one).mark = one"
+    )
+    box = page.get_by_role("textbox", name="layer", exact=True)
+    box.evaluate("box => { box.focus({ preventScroll: true }); box.setSelectionRange(2, 5); }")
+    page.evaluate("scrollTo(0, 300)")
+    page.wait_for_timeout(300)
+    before = page.evaluate(READER)
+    pulse = "() => window.dash_component_api.getLayout('pulse').props.data"
+    first = page.evaluate(pulse)
+    until(lambda: page.evaluate(pulse) != first, "a live update")
+    second = page.evaluate(pulse)
+    until(lambda: page.evaluate(pulse) != second, "another one")
+    page.wait_for_timeout(500)
+    assert page.evaluate(READER) == before
+    assert before["scroll"] == 300
+    assert before["cursor"] == [2, 5]
+
+
 def figure(values: np.ndarray, early: bool) -> dict[str, Any]:
     """Something with a part of every kind that a patch can change."""
     curve = {"x": values[0, 3:].tolist(), "v": packed(values[0])}
@@ -129,3 +180,35 @@ def test_the_browser_applies_patches_as_they_are_meant(open_page: Open) -> None:
     until(lambda: page.evaluate("!!window.layerwatch?.applied"), "the code")
     made = page.evaluate("cases => cases.map(([old, patch]) => layerwatch.applied(old, patch))", cases)
     assert made == [new for *_, new in cases]
+
+
+@pytest.mark.soak
+def test_an_hour_of_live_updates_leaves_no_memory_behind(
+    browser: Browser, runs_root: Path, training: str
+) -> None:
+    """3,600 ticks, up to 20 a second instead of one: the pace of assets/live.js and of the server's looks at
+    the log are shortened, all else is as always. The heap after each tenth, garbage collected, stays."""
+    with served(PATIENT, runs_root) as address:
+        page = browser.new_context().new_page()
+        page.add_init_script("window.layerwatch = { pace: 40 }")
+        page.goto(f"{address}/run/{training}/layer?tensor=2.weight")
+        traces(page, "history-plot")
+        session = page.context.new_cdp_session(page)
+        ticks = 0
+
+        def answered(request: Request) -> None:
+            nonlocal ticks
+            ticks += "/api/live" in request.url
+
+        def heap() -> float:
+            for _ in range(3):
+                session.send("HeapProfiler.collectGarbage")
+            return session.send("Runtime.getHeapUsage")["usedSize"] / 1e6
+
+        page.on("requestfinished", answered)
+        sizes = []
+        for part in range(1, 11):
+            until(lambda part=part: page.wait_for_timeout(200) or ticks >= 360 * part, "ticks", 900)
+            sizes.append(heap())
+        assert sizes[-1] < sizes[1] + 5, f"MB after each tenth: {[round(size, 1) for size in sizes]}"
+        page.context.close()
