@@ -60,7 +60,7 @@ OPENED = """() => new Promise((done) => {
     const plot = frame.querySelector(".js-plotly-plot");
     return frame.matches(".empty, .failed") || (plot?.data?.length && plot.calcdata?.length);
   };
-  const seen = (frame) => !frame.dataset.lazy || frame.getBoundingClientRect().top < innerHeight;
+  const seen = (frame) => frame.getBoundingClientRect().top < innerHeight;
   const look = () => {
     const frames = [...document.querySelectorAll(".plot-frame")].filter((f) => f.offsetParent && seen(f));
     const late = performance.now() > 60000;

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, set_props
+from flask import request
 from werkzeug.routing import PathConverter
 
-from . import downloads, live, names, plots, visible
+from . import downloads, live, names, visible
 from .pages import PAGES
 from .prefix import below, prefix_of
 from .queries import Library
@@ -33,11 +35,14 @@ class _Page(Dash):
     def interpolate_index(self, **parts: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         theme = screen_of_browser()["theme"]
         icon = f'<link rel="icon" href="{self.get_asset_url("icon.svg")}">'
-        # Dash asks for it only when the first plot is on the page: a second later on a first visit.
+        # Dash asks for it when the first plot is on the page; assets/urls.js asks while the page is made.
         plotly = self.get_relative_path("/_dash-component-suites/plotly/package_data/plotly.min.js")
-        early = f'<link rel="prefetch" as="script" href="{plotly}">'
+        runs = request.path == "/"
+        early = f'<link id="plotly" rel="{"prefetch" if runs else "preload"}" as="script" href="{plotly}">'
         head = f"{icon}{parts['metas']}<title>{parts['title']}</title>{parts['css']}{early}"
-        scripts = parts["config"] + parts["scripts"] + parts["renderer"]
+        # The grid is a quarter of all scripts, and only the Runs page has one.
+        grid = "" if runs else r'<script src="[^"]*/dash_ag_grid/[^"]*"></script>'
+        scripts = parts["config"] + re.sub(grid, "", parts["scripts"]) + parts["renderer"]
         return f"""<!DOCTYPE html>
 <html lang="en" data-mantine-color-scheme="{theme}">
 <head><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -87,7 +92,6 @@ def create_app(
     _register(app, library)
     for page in PAGES.values():
         page.register(app, library)
-        plots.register(app, library, sent, page.PLOTS)
         _register_zoom(app, [plot.id for plot in page.PLOTS if plot.on_steps])
     return app
 
@@ -132,6 +136,15 @@ def _register(app: Dash, library: Library) -> None:
         Output("written", "data"),
         Input({"state": ALL}, "value"),
         Input("screen", "data"),
+        State("page", "data"),
+        prevent_initial_call=True,
+    )
+    run_in_browser(
+        ClientsideFunction("layerwatch", "drawVisible"),
+        Output("drawn", "data"),
+        Input({"state": ALL}, "value"),
+        Input("screen", "data"),
+        Input("retry", "data"),
         State("page", "data"),
         prevent_initial_call=True,
     )

@@ -1,4 +1,4 @@
-"""What a page declares of a plot, the card around it, and the one callback that draws any of them."""
+"""What a page declares of a plot, the card around it, and how any of them is drawn."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dash import Dash, Input, Output, State, html
+from dash import html
 
 from ..monitor import RunError
 from .clocks import clock_of
-from .components import graph, state_id
+from .components import graph
 from .figures.escape import escaped
 from .figures.theme import TEMPLATES, Figure, Style, message, style_of
 from .figures.times import Clock, shown
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 #: What every plot over steps follows besides its own controls.
 ON_STEPS = ("range", "axis")
-FILES = (("png", "PNG picture"), ("svg", "SVG picture"), ("csv", "CSV data"), ("parquet", "Parquet data"))
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class Plot:
     keep: tuple[str, ...] = ()  # controls that reset the zoom when they change
     judged: bool = False  # shows findings, so new ones are a reason to draw again
     on_steps: bool = True  # steps run across: a drag in it zooms all such plots of the page
-    lazy: bool = False  # drawn when it comes near the reader's view: see assets/visible.js
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -72,23 +70,14 @@ def plot_card(
     plot: Plot, style: Style, *, tools: Sequence[Any] = (), explain: Any = None, height: int | None = None
 ) -> html.Section:
     """The card of a plot: title with what good and bad look like, its tools, downloads, the plot itself."""
-    guide = html.Div(
-        [
-            html.Div([html.B(word), text], className=f"guide-{word.lower()}")
-            for word, text in (("Good", plot.good), ("Bad", plot.bad))
-            if text
-        ],
-        className="guide",
-        id=f"{plot.id}-guide",
-        role="tooltip",
-    )
-    known = {"aria-describedby": f"{plot.id}-guide", "aria-label": f"How to read {plot.title}"}
+    read = "".join(f" {word}: {text}" for word, text in (("Good", plot.good), ("Bad", plot.bad)) if text)
+    guide = {
+        "aria-label": f"How to read {plot.title}.{read}",
+        "data-good": plot.good,
+        "data-bad": plot.bad,
+    }
     title = html.Div(
-        [
-            html.H2(plot.title),
-            html.Button("?", className="guide-button", **known),  # pyright: ignore[reportArgumentType]
-            guide,
-        ],
+        [html.H2(plot.title), html.Button("?", className="guide-button", **guide)],  # pyright: ignore[reportArgumentType]
         className="guided",
     )
     head = html.Div(
@@ -108,7 +97,7 @@ def plot_card(
         id=f"{plot.id}-frame",
         className="plot-frame waiting",
         style={"minHeight": tall},
-        **({"data-lazy": json.dumps(plot.controls)} if plot.lazy else {}),  # pyright: ignore[reportArgumentType]
+        **{"data-controls": json.dumps(plot.controls)},  # pyright: ignore[reportArgumentType]
     )
     return html.Section([head, frame], className="card")
 
@@ -117,14 +106,10 @@ def _retry(plot: Plot) -> html.Button:
     return html.Button("Try again", className="pill retry", **{"data-plot": plot.id})  # pyright: ignore[reportArgumentType]
 
 
-def _files(plot: Plot) -> html.Details:
-    """The menu of downloads: pictures by Plotly, data by the server (see `downloads`)."""
-    buttons = [
-        html.Button(word, className="menu-item", **{"data-plot": plot.id, "data-format": kind})  # pyright: ignore[reportArgumentType]
-        for kind, word in FILES
-    ]
-    summary = html.Summary("⤓", title="Download", **{"aria-label": f"Download {plot.title}"})  # pyright: ignore[reportArgumentType]
-    return html.Details([summary, html.Div(buttons, className="menu-items")], className="menu")
+def _files(plot: Plot) -> html.Button:
+    """Opens the menu of downloads: pictures by Plotly, data by the server (see `downloads`)."""
+    known = {"aria-label": f"Download {plot.title}", "aria-haspopup": "menu", "aria-expanded": "false"}
+    return html.Button("⤓", className="menu-button", title="Download", **known, **{"data-plot": plot.id})  # pyright: ignore[reportArgumentType]
 
 
 def draw(
@@ -180,27 +165,3 @@ def outcome(figure: Figure) -> tuple[Figure, str, str]:
     said = figure["layout"].get("meta", {}).get("said", "")
     tone = figure["layout"].get("meta", {}).get("tone", "") if said else ""
     return figure, f"plot-frame {tone}".strip(), said
-
-
-def register(app: Dash, library: Library, sent: Sent, plots: tuple[Plot, ...]) -> None:
-    """A callback per plot, but for the lazy ones: see `visible`. It returns the figure only: returned children
-    would be built anew every time."""
-    for plot in plots:
-        if not plot.lazy:
-            _register(app, library, sent, plot)
-
-
-def _register(app: Dash, library: Library, sent: Sent, plot: Plot) -> None:
-    """A run that grows is no reason to call this: see `live`."""
-
-    @app.callback(
-        Output(plot.id, "figure"),
-        Output(f"{plot.id}-frame", "className"),
-        Output(f"{plot.id}-said", "children"),
-        Input("screen", "data"),
-        Input("retry", "data"),
-        *[Input(state_id(key), "value") for key in plot.controls],
-        State("page", "data"),
-    )
-    def update(screen: dict[str, Any], _retry: Any, *rest: Any) -> tuple[Figure, str, str]:
-        return outcome(current(plot, library, sent, rest[-1], screen, list(rest[:-1])))

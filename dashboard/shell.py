@@ -52,6 +52,7 @@ def shell() -> dmc.MantineProvider:
         dcc.Store(id="verdict", data=""),  # changes when the detectors said something new
         dcc.Store(id="screen", data=screen),
         dcc.Store(id="written"),
+        dcc.Store(id="drawn"),
         dcc.Store(id="clicked"),
         dcc.Store(id="retry"),  # counts the wishes to draw again what failed
     ]

@@ -20,7 +20,11 @@
     }
   }
 
+  // The table of runs needs scripts that the other pages are spared.
+  const elsewhere = (path) => inside(path) === "/" && !window.dash_ag_grid;
+
   function go(href) {
+    if (elsewhere(new URL(href, location).pathname)) return location.assign(href);
     history.pushState({}, "", href);
     lead(location.pathname);
     window.dash_clientside.set_props("url", { data: here() });
@@ -41,6 +45,7 @@
   // Back and forward within a page move its controls; the plots stay. Everything else opens the page anew.
   let restoring = null;
   addEventListener("popstate", () => {
+    if (elsewhere(location.pathname)) return location.reload();
     const params = new URLSearchParams(location.search), theme = params.get("theme");
     if (theme) layerwatch.screen.theme = theme;
     const page = window.dash_component_api.getLayout("page")?.props.data ?? {};
@@ -122,9 +127,19 @@
   });
   addEventListener("keydown", (event) => event.key === "Escape" && closeMenus(null));
 
+  // While the server makes the page; Dash itself would wait until the first plot is on it.
+  function readPlotly() {
+    const early = document.querySelector("#plotly[rel=preload]");
+    if (!early || window.Plotly) return;
+    document.head.append(Object.assign(document.createElement("script"), { src: early.href }));
+  }
+
   const runPath = (name) => name.split("/").map(encodeURIComponent).join("/");
   Object.assign(window.dash_clientside.layerwatch, {
-    locate: () => here(),
+    locate() {
+      setTimeout(readPlotly);
+      return here();
+    },
 
     // What differs from the defaults goes into the address; see record.
     writeState(values, screen, page) {

@@ -6,12 +6,12 @@
   const near = new Set(), done = new Map(), due = new Map(); // plot id -> what it was, is being drawn from
   let now = null, timer = null, leaving = null;
 
-  const frames = () => [...document.querySelectorAll(".plot-frame[data-lazy]")];
+  const frames = () => [...document.querySelectorAll(".plot-frame[data-controls]")];
   const plotOf = (frame) => frame.id.slice(0, -"-frame".length);
   const set = (id, change) => window.dash_clientside.set_props(id, change);
   // Everything that a plot is drawn from.
   const sign = (frame) =>
-    JSON.stringify([now.built, now.retry, now.screen, JSON.parse(frame.dataset.lazy).map((key) => now.state[key])]);
+    JSON.stringify([now.built, now.retry, now.screen, JSON.parse(frame.dataset.controls).map((key) => now.state[key])]);
   const waits = (frame) => done.get(plotOf(frame)) !== sign(frame) && due.get(plotOf(frame)) !== sign(frame);
 
   const watch = new IntersectionObserver((entries) => {
@@ -77,10 +77,9 @@
   addEventListener("pagehide", () => leaving?.abort());
 
   Object.assign(window.dash_clientside.layerwatch, {
-    drawVisible(screen, retry, ...given) {
-      const page = given.at(-1);
-      const { inputs_list: inputs } = window.dash_clientside.callback_context;
-      const state = Object.fromEntries(inputs.filter(({ id }) => id.state).map(({ id, value }) => [id.state, value]));
+    drawVisible(_values, screen, retry, page) {
+      const inputs = window.dash_clientside.callback_context.inputs_list[0];
+      const state = Object.fromEntries(inputs.map(({ id, value }) => [id.state, value]));
       leaving?.abort(); // what was asked before is not wanted any more
       leaving = new AbortController();
       if (now?.built !== page.built) done.clear();

@@ -74,7 +74,6 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         dcc.Store(id="layer-tree", data=tree(run, names)),
         dcc.Store(id="layer-marks"),
         dcc.Store(id="layer-said"),
-        dcc.Store(id="layer-drawn"),
         html.Div(
             [_drawer(len(names), style), html.Div(main, className="layer-main")], className="layer-page"
         ),
@@ -240,14 +239,6 @@ def register(app: Dash, library: Library) -> None:
         return lines, marks(judged), now
 
     in_browser = app.clientside_callback
-    in_browser(
-        ClientsideFunction("layerwatch", "drawVisible"),
-        Output("layer-drawn", "data"),
-        Input("screen", "data"),
-        Input("retry", "data"),
-        *[Input(state_id(key), "value") for key in dict.fromkeys(k for plot in PLOTS for k in plot.controls)],
-        State("page", "data"),
-    )
     in_browser(
         ClientsideFunction("layerwatch", "showTree"),
         Output("layer-rows", "className"),

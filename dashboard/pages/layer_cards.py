@@ -42,7 +42,6 @@ def _histogram(kind: str, explain: str, good: str, bad: str) -> Plot:
         bad,
         height=240,
         keep=keys,
-        lazy=True,
     )
 
 
@@ -58,7 +57,7 @@ def _card(
     on_steps: bool = True,
 ) -> Plot:
     name = f"{name}-plot"
-    return Plot(name, title, explain, draw, own, good, bad, height, own, on_steps=on_steps, lazy=True)
+    return Plot(name, title, explain, draw, own, good, bad, height, own, on_steps=on_steps)
 
 
 HISTOGRAMS = {

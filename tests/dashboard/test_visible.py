@@ -68,12 +68,13 @@ def test_what_is_no_plot_of_the_page_is_refused(client: Client) -> None:
     assert client.post("/api/plots", json=[], headers=LOCAL).status_code == 400
 
 
-def test_lazy_plots_have_no_callback_and_say_what_they_follow(root: Path) -> None:
+def test_no_figure_is_a_callback_of_its_own_and_every_card_says_what_it_follows(root: Path) -> None:
     app = create_app(root)
-    lazy = [plot for page in PAGES.values() for plot in page.PLOTS if plot.lazy]
-    assert {plot.id for plot in lazy} == {plot.id for plot in PAGES["layer"].PLOTS}
-    drawn = [key for key in app.callback_map if ".figure" in key]
-    assert drawn
-    assert not any(plot.id + "." in key for key in drawn for plot in lazy)
-    card = json.dumps(plots.plot_card(lazy[0], plots.style_of({})).to_plotly_json(), default=str)
-    assert "data-lazy" in card
+    assert not [key for key in app.callback_map if ".figure" in key]
+    for plot in (plot for page in PAGES.values() for plot in page.PLOTS):
+        frame = next(
+            part
+            for part in plots.plot_card(plot, plots.style_of({}))._traverse()
+            if getattr(part, "id", "") == f"{plot.id}-frame"
+        )
+        assert json.loads(frame.to_plotly_json()["props"]["data-controls"]) == list(plot.controls)
