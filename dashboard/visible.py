@@ -19,7 +19,8 @@ PATH = "/api/plots"
 
 def register(server: Flask, library: Library, sent: Sent) -> None:
     """`POST /api/plots`, a JSON object of the run, the page with the values of its controls, the screen and
-    the ids of plots -> {id: {"figure", "className", "said"}}; 404 for a plot that the page does not have.
+    the ids of plots -> {id: {"figure", "className", "said"}}, without those that the page does not have: a
+    reader who leaves a page may still ask for its plots.
     """
 
     @server.post(PATH)
@@ -30,10 +31,8 @@ def register(server: Flask, library: Library, sent: Sent) -> None:
         page = PAGES.get(str(asked.get("page")))
         known = {plot.id: plot for plot in page.PLOTS} if page else {}
         wanted = [str(name) for name in _of(asked, "plots", list)]
-        if any(name not in known for name in wanted):
-            return jsonify({"error": "There is no such plot."}), 404
         state, screen, found = _of(asked, "state", dict), _of(asked, "screen", dict), {}
-        for plot in (known[name] for name in dict.fromkeys(wanted)):
+        for plot in (known[name] for name in dict.fromkeys(wanted) if name in known):
             values = [None if state.get(key) == "" else state.get(key) for key in plot.controls]
             shown = outcome(current(plot, library, sent, {"run": str(asked.get("run"))}, screen, values))
             found[plot.id] = dict(zip(("figure", "className", "said"), shown, strict=True))

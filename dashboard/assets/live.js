@@ -33,6 +33,7 @@
     if (document.hidden || paused || asking) return;
     const page = props("page")?.data ?? {};
     if (calls || page.built === undefined) return again(250);
+    if (page.run && !page.cursor) return again(SLOW); // there is no such run
     if (page.built !== seen.built) seen = page;
     const began = performance.now();
     const plots = held();

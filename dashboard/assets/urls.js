@@ -26,6 +26,7 @@
   function go(href) {
     if (elsewhere(new URL(href, location).pathname)) return location.assign(href);
     history.pushState({}, "", href);
+    shownPath = null; // until the server has answered, nothing of this address is on screen
     lead(location.pathname);
     window.dash_clientside.set_props("url", { data: here() });
     scrollTo(0, 0);

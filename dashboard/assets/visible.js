@@ -50,7 +50,10 @@
       });
       if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
       const drawn = await answer.json();
-      asked.forEach((frame, i) => frame.isConnected && sign(frame) === signs[i] && show(plots[i], drawn[plots[i]], signs[i]));
+      asked.forEach((frame, i) => {
+        const is = drawn[plots[i]];
+        if (is && frame.isConnected && sign(frame) === signs[i]) show(plots[i], is, signs[i]);
+      });
     } catch (error) {
       if (error.name !== "AbortError") set("error", { children: `The plots could not be drawn. ${error.message}`, className: "banner" });
     } finally {
