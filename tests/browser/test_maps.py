@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FloatRect, Page, expect
 
 from layerwatch import Run
 from layerwatch.dashboard.figures.cells import LOW, values_of
@@ -20,13 +20,13 @@ def heat(page: Page, plot: str = "flow-map") -> dict[str, Any]:
     return traces(page, plot)[0]
 
 
-def box(page: Page, plot: str = "flow-map") -> dict[str, float]:
+def box(page: Page, plot: str = "flow-map") -> FloatRect:
     """Where the map is, once it can be clicked."""
     traces(page, plot)
     page.wait_for_timeout(1500)  # a click that comes while the plot is still being drawn is lost
     found = page.locator(f"#{plot} .nsewdrag").first.bounding_box()
     assert found
-    return {**found}
+    return found
 
 
 def click_row(page: Page, row: int, rows: int, plot: str = "flow-map", **keys: Any) -> None:
