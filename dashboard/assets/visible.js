@@ -4,7 +4,7 @@
   const { layerwatch } = window;
   const MARGIN = "160px", REST = 700; // milliseconds without a change before the plots out of view are drawn
   const near = new Set(), done = new Map(), due = new Map(); // plot id -> what it was, is being drawn from
-  let now = null, timer = null, leaving = null;
+  let now = null, timer = null, leaving = null, moved = false; // whether the last change was one of the zoom
 
   const frames = () => [...document.querySelectorAll(".plot-frame[data-controls]")];
   const plotOf = (frame) => frame.id.slice(0, -"-frame".length);
@@ -67,7 +67,10 @@
     set(id, { figure });
     set(`${id}-said`, { children: said });
     set(`${id}-frame`, { className });
+    // Plotly keeps a zoom of the reader's when a figure asks for the range that was there before it.
+    if (moved) setTimeout(() => align(document.getElementById(`${id}-frame`)), 80);
   }
+  const align = (frame) => layerwatch.align(frame?.querySelector(".js-plotly-plot"), now.state.range);
 
   // The cards of a page appear a moment after its controls speak up.
   function meet(tries = 100) {
@@ -87,7 +90,12 @@
       leaving = new AbortController();
       if (now?.built !== page.built) done.clear();
       due.clear();
+      moved = now?.built === page.built && now.state.range !== state.range;
       now = { page: page.page, run: page.run, built: page.built, state, screen, retry };
+      if (moved) {
+        for (const frame of frames())
+          if (frame.offsetParent && !waits(frame)) align(frame);
+      }
       meet();
       return window.dash_clientside.no_update;
     },

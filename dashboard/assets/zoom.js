@@ -30,6 +30,29 @@
     const found = steps[high - 1] + share * (steps[high] - steps[high - 1]);
     return Math.min(Math.max(found, steps[0]), steps[steps.length - 1]);
   }
+  // The inverse: a step as a place on the axis, as its range has it.
+  function place(at, { axis, clock }) {
+    if (axis === "log") return Math.log10(Math.max(at, 0.5));
+    if (axis === "step" || !clock) return at;
+    const { steps, values } = clock;
+    const high = Math.max(steps.findIndex((other) => other >= at), 1);
+    const share = (at - steps[high - 1]) / (steps[high] - steps[high - 1] || 1);
+    return values[high - 1] + share * (values[high] - values[high - 1]);
+  }
+  // A plot that is drawn already from what the controls say, but was zoomed since.
+  layerwatch.align = (graph, range) => {
+    const meta = graph?._fullLayout?.meta;
+    if (!meta?.steps) return;
+    const ends = range ? range.split(":").map((at) => place(Number(at), meta)) : null;
+    const update = {};
+    for (const key of meta.steps) {
+      const { range: [low, high], autorange, type } = graph._fullLayout[key];
+      const [from, to] = type === "date" ? [milliseconds(low), milliseconds(high)] : [low, high];
+      if (!ends && !autorange) update[`${key}.autorange`] = true;
+      if (ends && Math.abs(from - ends[0]) + Math.abs(to - ends[1]) > 0.02 * (ends[1] - ends[0])) update[`${key}.range`] = ends;
+    }
+    if (Object.keys(update).length) follow(graph, update);
+  };
   // Plotly writes dates in the reader's time zone, "2026-11-22 08:43:15.1234".
   const milliseconds = (text) => (typeof text === "number" ? text : new Date(String(text).replace(" ", "T").replace(/(\.\d{3})\d+$/, "$1")).getTime());
 
