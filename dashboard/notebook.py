@@ -58,10 +58,17 @@ class Shown:
     def close(self) -> None:
         """Stop serving."""
         _served.pop(self._root, None)
-        self._server.close()
+        if self._thread.is_alive():
+            # In the thread that waits for the sockets: closed under its feet, they would be an error there.
+            self._server.trigger.pull_trigger(self._end)
+            self._thread.join(timeout=5)
         self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=1)
-        self._thread.join(timeout=5)
         self._library.close()  # and with it the process that judges
+
+    def _end(self) -> None:
+        from waitress import wasyncore
+
+        wasyncore.close_all(self._server._map, ignore_all=True)
 
     def __repr__(self) -> str:
         return f"layerwatch dashboard: {self.url}"

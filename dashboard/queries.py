@@ -97,7 +97,8 @@ class Library:
                 or f"There is no run named {name!r} in {self.title}. The Runs page lists what is there."
             )
         now, rest = time.monotonic(), 1 if run.live else RESTING
-        if now - self._refreshed.get(name, float("-inf")) > min(REFRESH_SECONDS * self._patience * rest, 10.0):
+        due = min(REFRESH_SECONDS * self._patience * rest, 10.0)
+        if now - self._refreshed.get(name, float("-inf")) > due:
             self._refreshed[name] = now
             run.refresh()
         return run
