@@ -362,7 +362,9 @@ def pages(
         report.line("    when the log was not read yet", [first], "ms")
 
 
-def clicks(page: Page, report: Report, what: str, changes: list[tuple[Any, Any]], target: float) -> float:
+def clicks(
+    page: Page, report: Report, what: str, changes: list[tuple[Any, Any]], target: float | None
+) -> float:
     """Changes of a control, one after the other; the first values are read and not counted."""
     taken = [page.evaluate(AFTER, ["set", id, value]) for id, value in changes]
     return report.line(what, taken, "ms", target)
@@ -431,7 +433,7 @@ def big(playwright: Playwright, browser: Browser, folder: Path, report: Report) 
             page.evaluate(AFTER, ["go", f"/run/one/layer?tensor={names[0]}", ""])
             page.evaluate(AFTER, ["set", state("tensor"), names[1]])
             chosen = [(state("tensor"), name) for name in names[2 : 2 + report.repeats]]
-            clicks(page, report, "layer select, new", chosen, 1e9)
+            clicks(page, report, "layer select, new", chosen, None)
             clicks(page, report, "layer select, seen", chosen, 250)
             heap = page.evaluate("performance.memory.usedJSHeapSize") / 1e6
             report.line("JS heap", [heap], "MB")

@@ -11,13 +11,13 @@ import pandas as pd
 from ..text import number, short, words
 from .base import Panel, level, line, log_axis, smooth, stack, step_axis, wide, window
 from .cells import cells, to_z
+from .curves import TALL, panel_at
 from .escape import safe
-from .theme import Figure, Palette, Style, message, translucent
+from .theme import Figure, Palette, Style, margin_bar, message, translucent
 
 Curves = Mapping[str, pd.DataFrame]  # run -> step, value
 MAX_RUNS = 8
 MAX_PANELS = 30
-TALL, CAPTION, BELOW = 168, 26, 30  # pixels of a panel, of its name above and of its ticks below
 ROWS, COLUMNS = 400, 256  # of a map
 FRAME = {"showline": True, "mirror": True}  # where nothing differs a map is as pale as the card
 #: Of the runs beyond the four colours that every palette has.
@@ -82,11 +82,7 @@ def multiples(
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {"showlegend": False, "hovermode": "x", "annotations": []}
     for place, (name, curves) in enumerate(shown):
-        row, column = divmod(place, columns)
-        key = "" if place == 0 else str(place + 1)
-        left = column / columns + (0.045 if column else 0)
-        right = (column + 1) / columns - (0.005 if column < columns - 1 else 0)
-        top, bottom = 1 - (row * TALL + CAPTION) / tall, 1 - ((row + 1) * TALL - BELOW) / tall
+        key, left, right, top, bottom = panel_at(place, columns, tall)
         values = np.concatenate([frame["value"].to_numpy(dtype=float) for frame in curves.values()])
         log = wide(values)
         traces = _traces(curves, style, smoothing, log, steps)
@@ -155,21 +151,10 @@ def difference_map(
         "colorscale": [[0, colors[1]], [0.5, style.palette.card], [1, colors[0]]],
         "hoverongaps": False,
         "hovertemplate": "<b>%{y}</b><br>step %{x:,d}<extra></extra>",
-        "colorbar": {
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "xpad": 0,
-            "yref": "container",
-            "y": 1,
-            "yanchor": "top",
-            "ypad": 2,
-            "len": 0.5,
-            "thickness": 8,
-            "ticklabelposition": "outside top",
+        "colorbar": margin_bar(0.5, style)
+        | {
             "tickvals": [to_z(drawn["meta"], end) for end in ends],
             "ticktext": [f"B +{number(limit)}", "0", f"A +{number(limit)}"],
-            "tickfont": {"size": 10, "color": style.palette.dim},
         },
     }
     axis = {

@@ -30,6 +30,15 @@ class Look:
     steps: tuple[float, float] | None = None
 
 
+def panel_at(place: int, columns: int, height: float) -> tuple[str, float, float, float, float]:
+    """Where a small panel lies: number of its axes; left, right, top, bottom as shares of the figure."""
+    row, column = divmod(place, columns)
+    left = column / columns + (0.045 if column else 0)
+    right = (column + 1) / columns - (0.005 if column < columns - 1 else 0)
+    top, bottom = 1 - (row * TALL + CAPTION) / height, 1 - ((row + 1) * TALL - BELOW) / height
+    return "" if place == 0 else str(place + 1), left, right, top, bottom
+
+
 def small_multiples(
     scalars: dict[str, pd.DataFrame], style: Style, look: Look | None = None, slots: int = 0
 ) -> Figure:
@@ -46,11 +55,7 @@ def small_multiples(
     meta = {"panels": [name for name, _ in shown]}
     layout: dict[str, Any] = {"showlegend": False, "hovermode": "x", "annotations": [], "meta": meta}
     for i, (name, frame) in enumerate(shown):
-        row, column = divmod(i, columns)
-        key = "" if i == 0 else str(i + 1)
-        left = column / columns + (0.045 if column else 0)
-        right = (column + 1) / columns - (0.005 if column < columns - 1 else 0)
-        top, bottom = 1 - (row * TALL + CAPTION) / height, 1 - ((row + 1) * TALL - BELOW) / height
+        key, left, right, top, bottom = panel_at(i, columns, height)
         traces, axis = panel(name, frame, style, look)
         data += [trace | {"xaxis": "x" + key, "yaxis": "y" + key} for trace in traces]
         across = step_axis(look.steps, traces) | {"domain": [left, right], "anchor": "y" + key, "nticks": 5}

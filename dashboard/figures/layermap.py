@@ -14,7 +14,7 @@ from .cells import HIGH, LOW, cells, to_z
 from .depth import block_of
 from .grid import Grid, limits, pool, scaled
 from .profile import Guide, profile_axis, profile_column, profiles
-from .theme import Figure, Style, message, translucent
+from .theme import Figure, Style, margin_bar, message, translucent
 
 #: Two step-like axes that measure themselves collide, so the space below the map is fixed.
 FIXED = {"automargin": False, "title": {"text": "optimizer step", "standoff": 10}}
@@ -109,20 +109,8 @@ def _heat(grid: Grid, title: str, unit: str, style: Style, log: bool, colors: st
 
 
 def _bar(title: str, style: Style) -> dict[str, Any]:
-    """A slim colour bar in the margin above the map, its title behind it."""
-    return {
-        "orientation": "h",
-        "x": 0,
-        "xanchor": "left",
-        "xpad": 0,
-        "yref": "container",
-        "y": 1,
-        "yanchor": "top",
-        "ypad": 2,
-        "len": 0.55 if style.narrow else 0.26,
-        "thickness": 8,
-        "ticklabelposition": "outside top",
-        "tickfont": {"size": 10, "color": style.palette.dim},
+    """A colour bar in the margin above the map, its title behind it."""
+    return margin_bar(0.55 if style.narrow else 0.26, style) | {
         "title": {
             "text": "" if style.narrow else title,  # there is no room beside it on a phone
             "side": "right",

@@ -162,6 +162,24 @@ def color_bar(title: str, style: Style) -> dict[str, Any]:
     }
 
 
+def margin_bar(length: float, style: Style) -> dict[str, Any]:
+    """A slimmer one in the margin above the plot; `length` is a share of its width."""
+    return {
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "xpad": 0,
+        "yref": "container",
+        "y": 1,
+        "yanchor": "top",
+        "ypad": 2,
+        "len": length,
+        "thickness": 8,
+        "ticklabelposition": "outside top",
+        "tickfont": {"size": 10, "color": style.palette.dim},
+    }
+
+
 def translucent(color: str, alpha: float) -> str:
     """`#rrggbb` as rgba with the given opacity."""
     r, g, b = (int(color[i : i + 2], 16) for i in (1, 3, 5))
