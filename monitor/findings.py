@@ -162,18 +162,28 @@ def judge(history: History, baselines: Sequence[History] = ()) -> tuple[list[Fin
     detectors, notes = registered()
     history.baselines = tuple(baselines)
     found: dict[str, Finding] = {}
+    unjudged: dict[str, list[str]] = {}  # reason -> problems
     for problem, detector in detectors:
         try:
             finding = detector(history)
         except Unjudged as reason:
-            notes.append(f"{problem} was not judged: {reason}")
+            unjudged.setdefault(str(reason), []).append(problem)
             continue
         except Exception as error:  # a broken detector must not hide what the others see
             notes.append(f"the detector of {problem} failed: {type(error).__name__}: {error}")
             continue
         if finding is not None and _worse(finding, found.get(finding.problem)):
             found[finding.problem] = finding
-    return _ordered(_fold(found, history.slack)), notes
+    return _ordered(_fold(found, history.slack)), [*_lacks(unjudged), *notes]
+
+
+def _lacks(unjudged: dict[str, list[str]]) -> list[str]:
+    """One note for each reason, however many problems it hides."""
+    joined = ((reason, list(dict.fromkeys(problems))) for reason, problems in unjudged.items())
+    return [
+        f"{', '.join(problems)} {'was' if len(problems) == 1 else 'were'} not judged: {reason}"
+        for reason, problems in joined
+    ]
 
 
 def _worse(new: Finding, old: Finding | None) -> bool:

@@ -94,8 +94,22 @@ def test_a_detector_that_raises_is_a_note(only: dict) -> None:
     result, notes = judge(empty())
     assert result == []
     assert notes == [
-        "the detector of broken failed: ZeroDivisionError: by nothing",
         "blind was not judged: no activations were captured",
+        "the detector of broken failed: ZeroDivisionError: by nothing",
+    ]
+
+
+def test_notes_of_the_same_reason_are_one_line(only: dict) -> None:
+    for problem in ("blind", "deaf", "lame"):
+
+        @detector(problem)
+        def judge_it(history: History, problem: str = problem) -> None:
+            raise Unjudged("no legs" if problem == "lame" else "no activations were captured")
+
+        only[problem, problem] = only.pop(next(k for k in only if k[0] == problem))
+    assert judge(empty())[1] == [
+        "blind, deaf were not judged: no activations were captured",
+        "lame was not judged: no legs",
     ]
 
 
