@@ -27,6 +27,8 @@ GROWTH = 100.0
 TREND = 0.7
 #: Layers whose update ratio is below this share of the median hardly move.
 BARELY_MOVING = 1e-2
+#: A mean of prediction - label cannot leave [-1, 1] (5 % for rounding); it does in so many captures at least.
+BEYOND_BATCH, OFTEN = 1.05, 0.1
 
 
 def leverage(history: History, names: tuple[str, ...]) -> Floats:
@@ -262,9 +264,9 @@ def stale_gradients(history: History) -> Finding | None:
         axis=1,
         initial=0.0,
     )
-    outside = size > 1.05
+    outside = size > BEYOND_BATCH
     begin = persistent(outside)
-    if begin is None or not size[0] < 0.7 or outside.mean() < 0.1:
+    if begin is None or not size[0] < 0.7 or outside.mean() < OFTEN:
         return None
     facts = outcome(history)
     first = int(np.argmax(size > 2 * size[0])) if size[0] > 0 else begin
@@ -277,7 +279,7 @@ def stale_gradients(history: History) -> Finding | None:
         first=history.steps[min(first, begin)],
         evidence={
             "bias_gradient": float(size.max()),
-            "threshold": 1.05,
+            "threshold": BEYOND_BATCH,
             "share_of_captures": float(outside.mean()),
         },
         advice="Call optimizer.zero_grad() once per step; when accumulating, divide the loss by the "

@@ -15,6 +15,10 @@ LEAST_CAPTURES = 5
 ROUNDED = 0.5
 #: Smallest normal float16: below it bits are lost, below 6e-8 everything is.
 FP16_NORMAL = 2.0**-14
+#: Share of a matrix's gradient that is exactly zero.
+ZEROS = 0.25
+#: A loss scale this low has collapsed; so has one for which so many captured steps are skipped.
+LOWEST_SCALE, SKIPPED = 1.0, 0.2
 
 
 @detector("low_precision_stall")
@@ -79,8 +83,8 @@ def gradient_underflow(history: History) -> Finding | None:
     if np.isfinite(zeros).sum(axis=0).min() < LEAST_CAPTURES:
         return None
     share = nanmedian(zeros, axis=0)
-    from_start = np.mean(nanmedian(zeros[start], axis=0) >= 0.25) >= 0.5
-    if not from_start or np.mean(share >= 0.25) < 0.5:
+    from_start = np.mean(nanmedian(zeros[start], axis=0) >= ZEROS) >= 0.5
+    if not from_start or np.mean(share >= ZEROS) < 0.5:
         return None
     high, low = (np.abs(history.table("gradient", quantile, names)[half]) for quantile in ("p99", "p01"))
     size = nanmedian(np.fmax(high, low), axis=0)
@@ -95,11 +99,11 @@ def gradient_underflow(history: History) -> Finding | None:
         f"{FP16_NORMAL:.2g}: "
         f"gradients underflow in half precision, and {facts.words()}.",
         first=history.steps[0],
-        layers=[names[i] for i in order if share[i] >= 0.25],
+        layers=[names[i] for i in order if share[i] >= ZEROS],
         evidence={
             "zero_share": float(share[order[0]]),
             "largest_gradient": float(np.nanmax(size)),
-            "threshold": 0.25,
+            "threshold": ZEROS,
         },
         advice="Use torch.amp.GradScaler or bfloat16, and do not divide the loss by large numbers.",
         confidence=0.8,
@@ -117,13 +121,13 @@ def loss_scale_collapse(history: History) -> Finding | None:
     skipped = history.skipped[history.captures // 5 :]
     frame = history.source.scalars("loss_scale") if "loss_scale" in history.source.scalar_names() else None
     scale = frame["value"].to_numpy(float) if frame is not None else np.empty(0)
-    low = scale.size >= 3 and scale[-1] <= 1.0 < scale[0]
-    often = skipped.size >= 10 and skipped.mean() > 0.2
+    low = scale.size >= 3 and scale[-1] <= LOWEST_SCALE < scale[0]
+    often = skipped.size >= 10 and skipped.mean() > SKIPPED
     if not low and not often:
         return None
     first = int(history.steps[0])
     if low and frame is not None:
-        until = scale[: int(np.argmax(scale <= 1.0))]
+        until = scale[: int(np.argmax(scale <= LOWEST_SCALE))]
         first = int(frame["step"].iloc[int(np.flatnonzero(until == until.max())[-1])])
     what = (
         f"fell to {scale[-1]:.3g}" if low else f"made {skipped.mean():.0%} of the captured steps be skipped"

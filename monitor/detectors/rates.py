@@ -20,6 +20,18 @@ SMALL_UPDATE = 1e-4
 IMBALANCE = 100.0
 #: A weight that grew to so many times its first size (torchmortem: 10).
 GROWN = 10.0
+#: A typical matrix that changes by its own size between two captures, or reaches five times its size within
+#: the first tenth of the run, has lost what it started from.
+LEAPED, OVERGROWN = 1.0, 5.0
+#: A loss that fell by less than a tenth: the training is slow.
+SLOW = 0.1
+#: A rate that rises tenfold in one step jumps; one that is zero for a tenth of the run (20 steps at least)
+#: ended too early.
+JUMP, IDLE, LEAST_IDLE = 10.0, 0.1, 20
+#: Share of the gradient norm that clipping leaves.
+CLIPPED = 0.1
+#: Adam's eps over the root mean square gradient.
+EPS_OVER_GRADIENT = 3.0
 
 
 def update_ratios(history: History, names: tuple[str, ...]) -> Floats:
@@ -93,7 +105,7 @@ def learning_rate_too_high(history: History) -> Finding | None:
         f"and {facts.words()}.",
         first=first,
         layers=[names[i] for i in order[:5]],
-        evidence={what: value, "threshold": LARGE_UPDATE if what == "update_ratio" else 1.0, "lr": lr},
+        evidence={what: value, "threshold": LARGE_UPDATE if what == "update_ratio" else LEAPED, "lr": lr},
         advice="Divide the learning rate by 10, or warm it up over the first few percent of the steps; "
         "clip the gradient norm.",
         confidence=0.9 if what == "update_ratio" else 0.7,
@@ -106,7 +118,7 @@ def _blown_up(history: History, names: tuple[str, ...]) -> bool:
     """
     early = history.steps <= max(20, 0.1 * history.last_step)
     growth = history.table("weight", "norm", names)[early] / history.initial("norm", names)
-    return bool(growth.size and nanmedian(nanmedian(growth[-3:], axis=0)) >= 5.0)
+    return bool(growth.size and nanmedian(nanmedian(growth[-3:], axis=0)) >= OVERGROWN)
 
 
 def _onset(*steps: int | None) -> int | None:
@@ -133,7 +145,7 @@ def _leap(history: History, names: tuple[str, ...]) -> tuple[int | None, float]:
         change = np.abs(np.diff(norm, axis=0)) / norm[:-1]
     typical = nanmedian(change, axis=1)
     early = max(2, history.captures // 10)
-    hits = np.flatnonzero(np.nan_to_num(typical[:early]) >= 1.0)
+    hits = np.flatnonzero(np.nan_to_num(typical[:early]) >= LEAPED)
     return (max(0, int(hits[0]) - 1), float(typical[hits[0]])) if hits.size else (None, math.nan)
 
 
@@ -151,7 +163,7 @@ def learning_rate_too_low(history: History) -> Finding | None:
     enough = facts.points >= 20 and history.last_step >= 100 and history.captures >= 5
     if not enough or not names or facts.diverged or facts.broken_step is not None:
         return None
-    if facts.initial - facts.end > 0.1 * abs(facts.initial) or _knows_already(facts.trivial, facts.initial):
+    if facts.initial - facts.end > SLOW * abs(facts.initial) or _knows_already(facts.trivial, facts.initial):
         return None
     from .gradients import leverage
 
@@ -195,7 +207,9 @@ def schedule_fault(history: History) -> Finding | None:
         return None
     top = float(rate.value.max())
     peak = np.maximum.accumulate(rate.value)
-    jump = (rate.value[1:] > 10 * rate.value[:-1]) & (rate.value[1:] > 2 * peak[:-1]) & (rate.value[:-1] > 0)
+    jump = (
+        (rate.value[1:] > JUMP * rate.value[:-1]) & (rate.value[1:] > 2 * peak[:-1]) & (rate.value[:-1] > 0)
+    )
     jump &= rate.step[:-1] > max(20, 0.05 * history.last_step)  # a coarse warm-up comes earlier
     if jump.any():
         at = int(np.flatnonzero(jump)[0]) + 1
@@ -207,7 +221,7 @@ def schedule_fault(history: History) -> Finding | None:
             f"The learning rate jumps by {factor:.3g} times to {rate.value[at]:.3g} at step "
             f"{rate.step[at]}, and {facts.words()}.",
             first=rate.step[at],
-            evidence={"jump": factor, "threshold": 10},
+            evidence={"jump": factor, "threshold": JUMP},
             advice="Check the schedule's boundaries and that scheduler.step() is called once per step (or "
             "epoch, as it expects).",
         )
@@ -217,7 +231,7 @@ def schedule_fault(history: History) -> Finding | None:
         return None
     idle = history.last_step - int(rate.step[begin]) + 1
     share = idle / (history.last_step + 1)
-    if idle < 20 or share < 0.1:
+    if idle < LEAST_IDLE or share < IDLE:
         return None
     return history.finding(
         "schedule_fault",
@@ -225,7 +239,7 @@ def schedule_fault(history: History) -> Finding | None:
         f"The learning rate is zero from step {rate.step[begin]} on: the last {idle} steps ({share:.0%} of "
         "the run) train nothing.",
         first=rate.step[begin],
-        evidence={"idle_steps": idle, "share": share, "threshold": 0.1},
+        evidence={"idle_steps": idle, "share": share, "threshold": IDLE},
         advice="Give the schedule the true number of steps, or stop the training where it ends.",
     )
 
@@ -240,17 +254,17 @@ def over_clipping(history: History) -> Finding | None:
     """
     steps, ratio = history.scalar("clip_ratio")
     late = ratio[steps >= 0.2 * history.last_step] if steps.size else ratio
-    if late.size < 5 or not np.nanmedian(late) < 0.1:
+    if late.size < 5 or not np.nanmedian(late) < CLIPPED:
         return None
     facts = outcome(history)
     value = float(np.nanmedian(late))
-    slow = facts.points >= 20 and facts.initial - facts.end < 0.1 * abs(facts.initial)
+    slow = facts.points >= 20 and facts.initial - facts.end < SLOW * abs(facts.initial)
     return history.finding(
         "over_clipping",
         "critical" if facts.stalled else "warning" if slow else "info",
         f"Clipping leaves {value:.2g} of the gradient norm in the typical step, and {facts.words()}.",
-        first=steps[np.flatnonzero(ratio < 0.1)[0]],
-        evidence={"clip_ratio": value, "threshold": 0.1},
+        first=steps[np.flatnonzero(ratio < CLIPPED)[0]],
+        evidence={"clip_ratio": value, "threshold": CLIPPED},
         advice="Raise max_norm to about the usual gradient norm (see the scalar grad_norm), or raise the "
         "learning rate.",
         confidence=0.9 if slow else 0.6,
@@ -283,7 +297,11 @@ def adam_epsilon(history: History) -> Finding | None:
     rms = nanmedian(history.table("gradient", "rms", names)[half], axis=0)
     rms = rms[np.nan_to_num(rms) > 0]
     eps = min(values)
-    if not rms.size or np.mean(eps > 3 * rms) < 0.5 or facts.initial - facts.end > 0.5 * abs(facts.initial):
+    if (
+        not rms.size
+        or np.mean(eps > EPS_OVER_GRADIENT * rms) < 0.5
+        or facts.initial - facts.end > 0.5 * abs(facts.initial)
+    ):
         return None
     return history.finding(
         "adam_epsilon",
@@ -295,7 +313,7 @@ def adam_epsilon(history: History) -> Finding | None:
         evidence={
             "eps": eps,
             "rms_gradient": float(np.median(rms)),
-            "threshold": 3,
+            "threshold": EPS_OVER_GRADIENT,
             **({"below_eps": float(np.median(below))} if below.size else {}),
         },
         advice="Set eps to 1e-8 (or smaller than the smallest layer's RMS gradient).",

@@ -23,6 +23,15 @@ LARGE_OUTPUT = 5.0
 #: Gain of a layer, rms(w) sqrt(fan_in): about 0.6 (torch's default) to 1.4 (He). Below this a stack of layers
 #: is mute.
 SMALL_GAIN = 0.1
+#: A first cross-entropy so many times log(classes) is made by the weights (TheDeepChecker: 2).
+START_OVER_TRIVIAL = 2.5
+#: A batch whose mean of prediction - label is below -SURPRISED holds mostly one class that was not expected;
+#: it happens in so many captures at least.
+SURPRISED, OFTEN = 0.5, 0.1
+#: Logits of this size, and so many times that of a quarter of the run, run away.
+LARGE_LOGITS, LOGITS_GREW = 10.0, 3.0
+#: Weight decay over gradient; what is left of the weights' first size; and of the first loss.
+PULL, SHRUNK, STILL_HIGH = 0.3, 0.7, 0.4
 
 
 def input_size(history: History) -> tuple[str | None, Floats]:
@@ -73,7 +82,7 @@ def _made_by_output(facts: Outcome, size: float) -> bool:
     """The first loss is the network's own output: far too large, and far above what the training reaches."""
     if not size > LARGE_OUTPUT or facts.points < 20:
         return False
-    cross_entropy = math.isfinite(facts.trivial) and facts.initial > 2.5 * facts.trivial
+    cross_entropy = math.isfinite(facts.trivial) and facts.initial > START_OVER_TRIVIAL * facts.trivial
     squared = 0.3 < facts.initial / size**2 < 3
     linear = 0.3 < facts.initial / size < 3
     return cross_entropy or ((squared or linear) and facts.best < facts.initial / 20)
@@ -224,9 +233,9 @@ def _sorted_batches(history: History) -> Finding | None:
         samples < 16 or lowest.min() < -1.05
     ):  # chance in small batches; gradients that are no mean over a batch
         return None
-    surprise = lowest < -0.5
+    surprise = lowest < -SURPRISED
     half = history.captures // 2
-    if min(surprise[:half].mean(), surprise[half:].mean()) < 0.1:
+    if min(surprise[:half].mean(), surprise[half:].mean()) < OFTEN:
         return None
     return history.finding(
         "data_fault",
@@ -235,7 +244,7 @@ def _sorted_batches(history: History) -> Finding | None:
         "than half of a batch "
         f"is of one class that the network did not expect.",
         first=history.steps[0],
-        evidence={"share_of_captures": float(surprise.mean()), "threshold": 0.1},
+        evidence={"share_of_captures": float(surprise.mean()), "threshold": OFTEN},
         advice="Shuffle the training data (DataLoader(shuffle=True)).",
         confidence=0.8,
     )
@@ -257,7 +266,7 @@ def logit_drift(history: History) -> Finding | None:
     size = history.table("activation", "rms", (module,))[:, 0]
     quarter = history.captures // 4
     early, late = nanmedian(size[max(0, quarter - 2) : quarter + 3]), nanmedian(size[-max(3, quarter // 2) :])
-    if not (late > 10 and late > 3 * early):
+    if not (late > LARGE_LOGITS and late > LOGITS_GREW * early):
         return None
     begin = int(np.flatnonzero(np.nan_to_num(size) > 2 * early)[0]) if early > 0 else 0
     return history.finding(
@@ -266,7 +275,7 @@ def logit_drift(history: History) -> Finding | None:
         f"The predictions of {module} grew from {early:.3g} to {late:.3g}, and {facts.words()}.",
         first=history.steps[begin],
         layers=[name],
-        evidence={"logit_rms": late, "threshold": 10, "at_a_quarter": early},
+        evidence={"logit_rms": late, "threshold": LARGE_LOGITS, "at_a_quarter": early},
         advice="Add a z-loss (1e-4), check the signs of penalty terms, use weight decay on the last "
         "layer, lower the learning rate.",
         confidence=0.7,
@@ -294,9 +303,9 @@ def over_regularised(history: History) -> Finding | None:
         shrunk = weight / history.initial("norm", names)
     pulled = np.nan_to_num(ratio)
     if (
-        np.mean((pulled > 0.3) & (pulled < 10)) < 0.6
-        or not nanmedian(shrunk) < 0.7
-        or facts.end < 0.4 * facts.initial
+        np.mean((pulled > PULL) & (pulled < 10)) < 0.6
+        or not nanmedian(shrunk) < SHRUNK
+        or facts.end < STILL_HIGH * facts.initial
     ):
         return None
     return history.finding(
@@ -309,7 +318,7 @@ def over_regularised(history: History) -> Finding | None:
         first=history.steps[0],
         evidence={
             "decay_over_gradient": float(nanmedian(ratio)),
-            "threshold": 0.3,
+            "threshold": PULL,
             "weights": float(nanmedian(shrunk)),
         },
         advice="Divide the weight decay by 10.",
