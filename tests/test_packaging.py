@@ -19,7 +19,7 @@ ROOMS = ("dashboard", "hooks", "monitor")
 def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy of the checkout, because setuptools leaves files behind where it builds."""
     copy = tmp_path_factory.mktemp("wheel") / "copy"
-    wanted = ("layerwatch", *ROOMS, "pyproject.toml", "README.md", "LICENSE")
+    wanted = ("layerwatch", *ROOMS, "docs", "pyproject.toml", "README.md", "LICENSE")
     copy.mkdir()
     for name in wanted:
         source = checkout / name
@@ -60,6 +60,42 @@ def test_the_wheel_contains_the_type_marker_and_the_assets(checkout: Path, wheel
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "layerwatch/py.typed" in names
     assert {str("layerwatch" / path.relative_to(checkout)) for path in assets} <= names
+
+
+def test_the_pages_of_problems_are_a_link_in_the_checkout_and_files_in_the_wheel(
+    checkout: Path, wheel: Path, tmp_path: Path
+) -> None:
+    assert os.readlink(checkout / "layerwatch" / "problems") == "../docs/problems"
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    assert read_pages(tmp_path, tmp_path) == sorted(p.stem for p in (checkout / "docs/problems").glob("*.md"))
+
+
+def test_an_editable_install_finds_the_pages(checkout: Path, tmp_path: Path) -> None:
+    """Built from a copy, because setuptools leaves files behind where it builds; installed in a venv."""
+    copy = tmp_path / "copy"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("layerwatch", *ROOMS, "docs"):
+        shutil.copytree(checkout / name, copy / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(checkout / name, copy / name)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    site = tmp_path / "site"
+    subprocess.run([*command, "--target", str(site), "-e", str(copy)], check=True, capture_output=True)
+    assert "exploding_gradients" in read_pages(site, tmp_path, f"import site; site.addsitedir({str(site)!r})")
+
+
+def read_pages(path: Path, folder: Path, before: str = "") -> list[str]:
+    """The codes that an interpreter in `folder` finds, with `path` first on its path and nothing from outside."""
+    code = (
+        f"{before}\nimport layerwatch\nassert layerwatch.__file__.startswith({str(folder)!r})\n"
+        "from layerwatch.monitor.problems import problems\nprint(*problems())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def test_modules_of_the_user_shadow_nothing(wheel: Path, tmp_path: Path) -> None:
