@@ -85,7 +85,7 @@ def test_an_editable_install_finds_the_pages(checkout: Path, tmp_path: Path) -> 
 
 
 def read_pages(path: Path, folder: Path, before: str = "") -> list[str]:
-    """The codes that an interpreter in `folder` finds, with `path` first on its path and nothing from outside."""
+    """The codes that an interpreter in `folder` finds, which has `path` first on its path."""
     code = (
         f"{before}\nimport layerwatch\nassert layerwatch.__file__.startswith({str(folder)!r})\n"
         "from layerwatch.monitor.problems import problems\nprint(*problems())"
