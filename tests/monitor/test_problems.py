@@ -54,6 +54,11 @@ def test_every_code_has_a_page_and_every_page_a_code() -> None:
     assert set(PAGES) == own | UNJUDGED
 
 
+def test_the_page_of_detectors_links_every_problem_once() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "detectors.md").read_text("utf-8")
+    assert sorted(re.findall(r"^\| .*\(problems/(\w+)\.md\)", text, flags=re.MULTILINE)) == sorted(PAGES)
+
+
 @pytest.mark.parametrize("code", PAGES)
 def test_a_page_has_a_title_one_sentence_and_every_section(code: str) -> None:
     page = PAGES[code]
