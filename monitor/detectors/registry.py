@@ -16,7 +16,7 @@ Detector = Callable[[History], Finding | None]
 #: function.
 GROUP = "layerwatch.detectors"
 
-_FAMILIES = (
+FAMILIES = (
     "nonfinite",
     "gradients",
     "units",
@@ -51,7 +51,7 @@ def detector(problem: str) -> Callable[[Detector], Detector]:
 
 def registered() -> tuple[list[tuple[str, Detector]], list[str]]:
     """All detectors as (problem, function), and notes about plug-ins that could not be loaded."""
-    for family in _FAMILIES:
+    for family in FAMILIES:
         import_module(f".{family}", __package__)
     notes = list(_load_plugins())
     return list(_table.values()), notes

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import ast
 import importlib
-import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
-import layerwatch.monitor.detectors as family
 from layerwatch.dashboard.quantities import QUANTITIES
+from layerwatch.monitor import detectors
 from layerwatch.monitor.detectors import registered
+from layerwatch.monitor.detectors.registry import FAMILIES
 from layerwatch.monitor.findings import CAUSES
 from layerwatch.monitor.problems import SECTIONS, closest, parse, problems
 
 PAGES = problems()
 #: Codes of the contract that no detector judges yet; their pages say so.
 UNJUDGED = {"replica_desync", "quantisation_risk"}
-#: Not thresholds of a rule: names, sizes of what is read, and the table of the registry.
-PLUMBING = {"registry", "thinned", "growing"}
+#: Where detectors keep their thresholds.
+MODULES = (*FAMILIES, "history", "outcome")
 
 
 def defaults(code: str) -> dict[str, str]:
@@ -32,23 +32,21 @@ def defaults(code: str) -> dict[str, str]:
 def constants() -> dict[str, object]:
     """Every public constant in capitals that a detector's module defines itself, as module.NAME."""
     found = {}
-    for entry in pkgutil.iter_modules(family.__path__):
-        if entry.name in PLUMBING:
-            continue
-        module = importlib.import_module(f"{family.__name__}.{entry.name}")
+    for family in MODULES:
+        module = importlib.import_module(f"{detectors.__name__}.{family}")
         tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
         for node in tree.body:
             if isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 for name in (n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)):
                     if name.isupper() and not name.startswith("_"):
-                        found[f"{entry.name}.{name}"] = getattr(module, name)
+                        found[f"{family}.{name}"] = getattr(module, name)
     return found
 
 
 def test_every_code_has_a_page_and_every_page_a_code() -> None:
     own = {
-        problem for problem, function in registered()[0] if function.__module__.startswith(family.__name__)
+        problem for problem, function in registered()[0] if function.__module__.startswith(detectors.__name__)
     }
     assert own == set(CAUSES) - UNJUDGED
     assert set(PAGES) == own | UNJUDGED
