@@ -96,6 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="exit with 1 when a finding is at least so severe (default: never)",
     )
 
+    explain = command(
+        "explain", "say what a problem is, how it shows, the rule that finds it, and what to do",
+        "layerwatch explain vanishing_gradients",
+    )  # fmt: skip
+    explain.add_argument("code", nargs="?", metavar="CODE", help="problem code; none: list all")
+
     runs = command("runs", "list the runs below a folder", "layerwatch runs runs")
     runs.add_argument(
         "dir", nargs="?", default="runs", help="folder of runs, or s3://bucket/ (default: %(default)s)"

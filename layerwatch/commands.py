@@ -112,6 +112,29 @@ def _open(path: str) -> Run:
     return run
 
 
+def explain(options: argparse.Namespace) -> int:
+    from rich.markdown import Markdown
+
+    from .monitor.problems import closest, problems
+
+    pages = problems()
+    if options.code is None:
+        table = _table("problem", "rule")
+        for code, page in pages.items():
+            table.add_row(code, page.rule)
+        _say(table)
+        return 0
+    if options.code not in pages:
+        near = closest(options.code)
+        meant = f"did you mean {near}? " if near else ""
+        raise ValueError(
+            f"expected a problem code, got {options.code!r}: {meant}`layerwatch explain` lists all"
+        )
+    page = pages[options.code]
+    _say(Markdown(f"# {page.title}\n\n`{page.code}`\n\n{page.markdown(link=None)}"))
+    return 0
+
+
 def runs(options: argparse.Namespace) -> int:
     from rich.markup import escape
 

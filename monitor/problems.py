@@ -30,9 +30,15 @@ class Problem:
     rule: str  # one sentence
     sections: Mapping[str, str]  # heading -> Markdown, in the page's order
 
-    def markdown(self, link: str = "{}.md") -> str:
-        """The page below its title. `link`: where the page of another code is, {} being the code."""
+    def markdown(self, link: str | None = "{}.md") -> str:
+        """The page below its title.
+
+        Args:
+            link: where the page of another code is, {} being the code; None gives names instead of links.
+        """
         text = "\n\n".join((self.rule, *(f"## {name}\n{body}" for name, body in self.sections.items())))
+        if link is None:
+            return re.sub(r"\[([^]]+)\]\([^)]+\)", r"`\1`", text)
         return _LINK.sub(lambda found: f"]({link.format(found[1])})", text)
 
     @property

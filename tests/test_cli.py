@@ -21,9 +21,34 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from layerwatch import Run, watch
 from layerwatch.cli import build_parser, main
 from layerwatch.monitor.description import write_json
+from layerwatch.monitor.problems import SECTIONS, problems
 
-COMMANDS = ("demo", "dashboard", "check", "runs", "export", "compact", "upload", "import-tensorboard")
+COMMANDS = (
+    "demo", "dashboard", "check", "explain", "runs", "export", "compact", "upload", "import-tensorboard",
+)  # fmt: skip
 FINDING = {"run", "problem", "severity", "layers", "first_step", "last_step", "summary", "evidence", "advice"}
+
+
+def test_explain_prints_the_page_of_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "vanishing_gradients"]) == 0
+    printed = capsys.readouterr().out
+    for heading in ("Vanishing gradients", *SECTIONS):
+        assert heading in printed
+    assert re.search(r"gradients\.VANISHING +│? *1e-3", printed)
+    assert ".md" not in printed
+
+
+def test_explain_alone_lists_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain"]) == 0
+    printed = capsys.readouterr().out
+    for code, page in problems().items():
+        assert f" {code} " in printed
+        assert " ".join(page.rule.split()[:5]) in printed
+
+
+def test_explain_names_the_closest_of_an_unknown_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "vanishing_gradient"]) == 2
+    assert "did you mean vanishing_gradients?" in capsys.readouterr().err
 
 
 def train(path: Path, *, broken: bool = False, steps: int = 30, close: bool = True) -> Path:
