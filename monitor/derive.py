@@ -37,6 +37,7 @@ EXTRA = {
 }
 #: Of roll-ups: last step, number of captures, extremes over single captures. Only when asked for.
 POOLED = ["last_step", "captures", "norm_min", "norm_max", "ratio_max"]
+_ONES = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 _SIZE = ("count", "nans", "pos_infs", "neg_infs")
 _LISTS = ("buckets", "counts", "zeros", "subnormals")
 #: What each derived column needs of the table; every other column is stored as it is.
@@ -145,18 +146,32 @@ def stats_frame(table: pa.Table, kind: str, columns: Sequence[str] | None = None
     mean, std, norm, rms and the quantiles cover the finite elements and are NaN when there is none. std
     divides by n. norm is the L2 norm, rms is norm / sqrt(finite elements). `Run.stats` describes the rest.
     """
+    return pd.DataFrame(stats_arrays(table, columns or columns_of(kind)))
+
+
+def stats_arrays(table: pa.Table, columns: Sequence[str]) -> dict[str, Any]:
+    """`stats_frame` as an array, or a series of strings, for each column."""
     raw = _Raw(table)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return pd.DataFrame(
-            {
-                name: _FORMULAS[name](raw) if name in _FORMULAS else raw[name]
-                for name in columns or columns_of(kind)
-            }
-        )
+        return {name: _FORMULAS[name](raw) if name in _FORMULAS else raw[name] for name in columns}
+
+
+#: What `drift_arrays` needs of the table, and what it gives besides step and time.
+DRIFT_NEEDS = (
+    "step", "time", "captures", "count", "sum_sq", "ref_sum_sq", "dot", "residual_sq", "sign_flips",
+)  # fmt: skip
+DRIFT_COLUMNS = ("relative_l2", "cosine", "sign_flips", "count", "distance", "reference_norm")
 
 
 def drift_frame(table: pa.Table) -> pd.DataFrame:
     """Distance of each tensor from the reference; see `Run.drift` for the columns."""
+    found = drift_arrays(table)
+    order = ["step", "time", "tensor", *DRIFT_COLUMNS]
+    return pd.DataFrame({**found, "tensor": _column(table, "tensor")}, columns=order)
+
+
+def drift_arrays(table: pa.Table) -> dict[str, NDArray]:
+    """`drift_frame` as arrays, without the tensors' names."""
     names = ("step", "time", "captures", "count", "sum_sq", "ref_sum_sq", "dot")
     raw = {name: _numbers(table, name) for name in names}
     residual, flips = _numbers(table, "residual_sq"), _numbers(table, "sign_flips")
@@ -168,19 +183,16 @@ def drift_frame(table: pa.Table) -> pd.DataFrame:
     # |w|^2 = |w - r|^2 - |r|^2 + 2 <w, r>
     now = np.sqrt(np.maximum(raw["sum_sq"] - raw["ref_sum_sq"] + 2 * raw["dot"], 0.0) / raw["captures"])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return pd.DataFrame(
-            {
-                "step": raw["step"],
-                "time": raw["time"],
-                "tensor": _column(table, "tensor"),
-                "relative_l2": np.where(reference > 0, distance / reference, np.nan),
-                "cosine": np.clip(raw["dot"] / raw["captures"] / (now * reference), -1.0, 1.0),
-                "sign_flips": flips,
-                "count": raw["count"],
-                "distance": distance,
-                "reference_norm": reference,
-            }
-        )
+        return {
+            "step": raw["step"],
+            "time": raw["time"],
+            "relative_l2": np.where(reference > 0, distance / reference, np.nan),
+            "cosine": np.clip(raw["dot"] / raw["captures"] / (now * reference), -1.0, 1.0),
+            "sign_flips": flips,
+            "count": raw["count"],
+            "distance": distance,
+            "reference_norm": reference,
+        }
 
 
 def histogram_rows(table: pa.Table) -> tuple[NDArray, NDArray, NDArray]:
@@ -240,8 +252,16 @@ def unpack_active(packed: bytes, units: int) -> NDArray[np.bool_]:
 
 
 def _active_units(table: pa.Table) -> NDArray:
-    bits = table["active"].to_pylist()
-    return np.array([np.nan if b is None else int.from_bytes(b, "big").bit_count() for b in bits], np.float64)
+    bits = table["active"].combine_chunks()
+    if isinstance(bits, pa.ChunkedArray):  # of no rows
+        return np.empty(0)
+    _, offsets, data = bits.buffers()
+    if not len(bits) or data is None:
+        return np.full(len(bits), np.nan)
+    ends = np.frombuffer(offsets, np.int32)[bits.offset : bits.offset + len(bits) + 1].astype(np.int64)
+    ones = _ONES[np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]]
+    until = np.concatenate([[0], np.cumsum(ones, dtype=np.int64)])[ends - ends[0]]
+    return np.where(bits.is_null().to_numpy(zero_copy_only=False), np.nan, np.diff(until))
 
 
 def _beyond_fp16(table: pa.Table, raw: _Raw) -> tuple[NDArray, NDArray]:

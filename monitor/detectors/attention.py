@@ -32,7 +32,7 @@ def attention_collapse(history: History) -> Finding | None:
     """
     if history.captures < 5:
         return None
-    modules = tuple(dict.fromkeys(history.frame("attention_entropy")["tensor"]))
+    modules = history.measured("attention_entropy")
     found = _by_entropy(history, modules) if modules else _by_weights(history)
     return None if found is None or _pretrained(history) else found
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..derive import FROM_HISTOGRAM, columns_of
 from ..findings import Finding, Number, Severity
+from .matrices import Matrices
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -137,8 +137,9 @@ class History:
     `skipped`.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, matrices: Matrices | None = None):
         self.source = source
+        self._matrices = matrices or Matrices(source)
         self.name, self.info = source.name, source.info
         self.baselines: tuple[History, ...] = ()
         self._answers: dict[tuple, Any] = {}
@@ -182,23 +183,12 @@ class History:
 
     # ---- captured steps
 
-    @_kept
-    def frame(self, kind: str, column: str | None = None) -> pd.DataFrame:
-        """`Run.stats(kind)`, or `Run.drift()`.
-
-        Of what histograms tell only the `column` asked for: they are slow to read.
-        """
-        if kind == "drift":
-            return self.source.drift()
-        columns = [c for c in columns_of(kind) if c not in FROM_HISTOGRAM or c == column]
-        return self.source.stats(kind, None, columns)
-
     @functools.cached_property
     def steps(self) -> Ints:
         """Captured steps, ascending: those with gradients, updates or activations; else with weights."""
-        found = [self.frame(kind)["step"].to_numpy(np.int64) for kind in ("gradient", "update", "activation")]
-        steps = np.unique(np.concatenate(found))
-        return steps if steps.size else np.unique(self.frame("weight")["step"].to_numpy(np.int64))
+        found = [self._matrices.grid(kind).steps for kind in ("gradient", "update", "activation")]
+        steps = functools.reduce(np.union1d, found)
+        return steps if steps.size else self._matrices.grid("weight").steps
 
     @property
     def captures(self) -> int:
@@ -209,50 +199,49 @@ class History:
         """Steps by which the order of two events is uncertain: the usual distance of captures."""
         return int(np.median(np.diff(self.steps))) if self.captures > 1 else 1
 
-    @_kept
+    def measured(self, kind: str) -> tuple[str, ...]:
+        """The tensors or modules that have rows of this kind, in order of definition."""
+        order = {name: place for place, name in enumerate([*self.tensors.index, *self.modules])}
+        found = self._matrices.grid(kind).names
+        return tuple(sorted(found, key=lambda name: order.get(name, len(order))))
+
     def table(self, kind: str, column: str, names: tuple[str, ...]) -> Floats:
-        """A column of statistics as (captures, len(names)) float64."""
-        frame = self.frame(kind, column) if column in FROM_HISTOGRAM else self.frame(kind)
-        out = np.full((self.captures, len(names)), np.nan)
-        if column not in frame or frame.empty or not names:
-            return out
-        frame = frame[frame["tensor"].isin(names) & frame["step"].isin(self.steps)]
-        rows = np.searchsorted(self.steps, frame["step"].to_numpy(np.int64))
-        columns = pd.Index(names).get_indexer(pd.Index(frame["tensor"]))
-        out[rows, columns] = frame[column].to_numpy(np.float64)
-        return out
+        """A column of statistics as (captures, len(names)) float64. Shared: copy before changing it."""
+        return self._matrices.grid(kind, column).take(column, names, self.steps)
+
+    def has_state(self, names: tuple[str, ...], *states: str) -> Bools:
+        """Where a tensor is in one of these states (in any when none is given): (captures, len(names))."""
+        grid = self._matrices.grid("weight", "state")
+        found = grid.take("state", names, self.steps)
+        if not states:
+            return ~np.isnan(found)
+        hits = [found == grid.words[state] for state in states if state in grid.words]
+        return functools.reduce(np.logical_or, hits, np.zeros(found.shape, bool))
 
     @_kept
     def states(self, names: tuple[str, ...]) -> NDArray[np.object_]:
-        """The state of each tensor as (captures, len(names)); None where unknown."""
-        frame = self.frame("weight")
-        out = np.full((self.captures, len(names)), None, object)
-        if "state" not in frame or frame.empty or not names:
-            return out
-        frame = frame[frame["tensor"].isin(names) & frame["step"].isin(self.steps)]
-        rows = np.searchsorted(self.steps, frame["step"].to_numpy(np.int64))
-        out[rows, pd.Index(names).get_indexer(pd.Index(frame["tensor"]))] = frame["state"].to_numpy(object)
-        return out
+        """The state of each tensor as (captures, len(names)); None where unknown. `has_state` is faster."""
+        grid = self._matrices.grid("weight", "state")
+        words = np.array([*grid.words, None], object)
+        return words[np.nan_to_num(grid.take("state", names, self.steps), nan=-1).astype(np.int64)]
 
     @functools.cached_property
     def skipped(self) -> Bools:
         """Captures whose step a loss scaler skipped."""
         out = np.zeros(self.captures, bool)
         for kind in ("gradient", "weight"):
-            frame = self.frame(kind)
-            if "skipped" in frame and not frame.empty:
-                steps = frame.loc[frame["skipped"].eq(True), "step"].to_numpy(np.int64)
-                out |= np.isin(self.steps, steps)
+            out |= (self.table(kind, "skipped", self.measured(kind)) > 0).any(axis=1)
         return out
 
     @_kept
     def initial(self, column: str, names: tuple[str, ...]) -> Floats:
         """A statistic of the weights before the first step, (len(names),)."""
-        frame = self.frame("initial_weight")
-        if column not in frame or frame.empty:
+        grid = self._matrices.grid("initial_weight", column)
+        found = grid.take(column, names, grid.steps)
+        if not found.shape[0]:
             return np.full(len(names), np.nan)
-        values = frame.drop_duplicates("tensor").set_index("tensor")[column]
-        return values.reindex(list(names)).to_numpy(np.float64)
+        first = np.argmax(~np.isnan(found), axis=0)
+        return found[first, np.arange(len(names))]
 
     # ---- scalars
 
