@@ -224,7 +224,7 @@ def main() -> None:
         seconds, peak = sorted(r[0] for r in rounds), max(r[1] for r in rounds)
         middle = seconds[len(seconds) // 2]
         print(f"findings(): {middle:.2f} s (best {seconds[0]:.2f}, target < {MOST_SECONDS:g} s), "
-              f"CPU {min(r[4] for r in rounds):.2f} s, memory {peak:.0f} MB (target < {MOST_MB} MB)")  # fmt: skip
+              f"CPU {min(r[4] for r in rounds):.2f} s, {peak:.0f} MB (target < {MOST_MB})")  # fmt: skip
         print(f"found: {', '.join(rounds[0][2]) or 'nothing'}; notes: {rounds[0][3]}")
         parts = child(SPLIT, path)
         reading, judging = (sum(p[i] for p in parts) for i in (1, 2))

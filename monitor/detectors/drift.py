@@ -102,16 +102,20 @@ def trained_modules(history: History) -> dict[str, bool]:
     constant. Training leaves neither so. Modules without a bias, and the last layer, are not judged.
     """
     table, found = history.tensors, {}
-    names = tuple(n for n in table.index if history.role(n) in ("bias", "norm_gain", "norm_bias"))
+    names = tuple(table.index[table["role"].isin(["bias", "norm_gain", "norm_bias"])])
     low, high, std = (history.initial(column, names) for column in ("min", "max", "std"))
+    facts = dict(zip(table.index, zip(table["module"], table["role"], strict=True), strict=True))
+    outputs = set(table.loc[table["role"] == "output", "module"])
+    shapes: dict[str, list] = {}
+    for module, shape in zip(table["module"], table["shape"], strict=True):
+        shapes.setdefault(module, []).append(shape)
     for i, name in enumerate(names):
-        module = history.of(name, "module")
-        mates = table[table["module"] == module]
-        if (mates["role"] == "output").any() or not np.isfinite(std[i]):
+        module, role = facts[name]
+        if module in outputs or not np.isfinite(std[i]):
             continue
         trained = high[i] > low[i]
-        if history.role(name) == "bias" and trained:
-            fans = [math.prod(shape[1:]) for shape in mates["shape"] if len(shape) >= 2]
+        if role == "bias" and trained:
+            fans = [math.prod(shape[1:]) for shape in shapes[module] if len(shape) >= 2]
             trained = bool(fans) and max(-low[i], high[i]) > 1.01 / math.sqrt(max(min(fans), 1))
         found[module] = found.get(module, False) or bool(trained)
     return found

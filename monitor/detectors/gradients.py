@@ -8,8 +8,6 @@ not change it, so layers can be compared.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ..findings import Finding
@@ -46,26 +44,30 @@ def leverage(history: History, names: tuple[str, ...]) -> Floats:
     return product / level[:, None]
 
 
-def _trend(values: Floats) -> float:
-    """Spearman correlation of log(values) with their order; values > 0."""
-    ranks = np.argsort(np.argsort(values))
-    return float(np.corrcoef(ranks, np.arange(values.size))[0, 1]) if values.size > 2 else math.nan
+def _trend(values: Floats) -> Floats:
+    """Spearman's rank correlation of each row, of at least two values, with its order."""
+    size = values.shape[1]
+    apart = np.argsort(np.argsort(values, axis=1), axis=1) - np.arange(size)
+    return 1 - 6 * (apart.astype(float) ** 2).sum(axis=1) / (size * (size**2 - 1))
 
 
-def _ends(values: Floats) -> tuple[float, float]:
-    """Medians over the first and the last third of the layers."""
-    third = max(1, values.size // 3)
-    return float(np.median(values[:third])), float(np.median(values[-third:]))
+def _ends(values: Floats) -> Floats:
+    """The median of each row's first third over that of its last third."""
+    third = max(1, values.shape[1] // 3)
+    return np.median(values[:, :third], axis=1) / np.median(values[:, -third:], axis=1)
 
 
 def _depth_profile(history: History, names: tuple[str, ...], table: Floats) -> tuple[Floats, Floats]:
     """Per capture: leverage of the first third over that of the last third, and the trend with depth."""
     ratio, trend = np.full(history.captures, np.nan), np.full(history.captures, np.nan)
-    for row, values in enumerate(table):
-        values = values[np.isfinite(values) & (values > 0)]
-        if values.size >= 4:
-            first, last = _ends(values)
-            ratio[row], trend[row] = first / last, _trend(values)
+    known = np.isfinite(table) & (table > 0)
+    alike: dict[bytes, list[int]] = {}  # rows where the same layers are known are judged together
+    for row, mask in enumerate(known):
+        alike.setdefault(mask.tobytes(), []).append(row)
+    for rows in alike.values():
+        values = table[rows][:, known[rows[0]]]
+        if values.shape[1] >= 4:
+            ratio[rows], trend[rows] = _ends(values), _trend(values)
     return ratio, trend
 
 

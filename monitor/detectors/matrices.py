@@ -143,10 +143,11 @@ class Grid:
 
     def _placed(self, blocks: Sequence[Rows], columns: Sequence[str], steps: Ints) -> dict[str, Floats]:
         found = {name: np.full((len(self.names), steps.size), np.nan) for name in columns}
+        places = _places(steps)
         for rows in blocks if steps.size else ():
             line = np.array([self.names.get(word, -1) for word in rows.words])[rows.place]
-            at = np.minimum(np.searchsorted(steps, rows.step), steps.size - 1)
-            inside = (line >= 0) & (steps[at] == rows.step)
+            at = places(rows.step)
+            inside = (line >= 0) & (at >= 0)
             flat = line * steps.size + at
             flat = flat if inside.all() else flat[inside]
             for name, values in rows.derive().items():
@@ -182,8 +183,7 @@ class Grid:
         begin = int(np.searchsorted(self.steps, steps[0]))
         if np.array_equal(self.steps[begin : begin + steps.size], steps):
             return slice(begin, begin + steps.size)
-        at = np.minimum(np.searchsorted(self.steps, steps), max(self.steps.size - 1, 0))
-        return np.where(self.steps[at] == steps, at, -1) if self.steps.size else np.full(steps.size, -1)
+        return _places(self.steps)(steps)
 
 
 def _union(steps: Sequence[Ints]) -> Ints:
@@ -198,6 +198,19 @@ def _union(steps: Sequence[Ints]) -> Ints:
     there = np.zeros(high - low + 1, bool)
     there[together - low] = True
     return np.flatnonzero(there) + low
+
+
+def _places(steps: Ints) -> Callable[[Ints], Ints]:
+    """Where steps are among these, which ascend; -1 where they are not."""
+    if not steps.size:
+        return lambda wanted: np.full(wanted.size, -1)
+    low, high = int(steps[0]), int(steps[-1])
+    if high - low > 1000 * steps.size:
+        at = lambda wanted: np.minimum(np.searchsorted(steps, wanted), steps.size - 1)  # noqa: E731
+        return lambda wanted: np.where(steps[at(wanted)] == wanted, at(wanted), -1)
+    table = np.full(high - low + 2, -1)  # the last one is for what lies outside; faster than searching
+    table[steps - low] = np.arange(steps.size)
+    return lambda wanted: table[np.where((wanted >= low) & (wanted <= high), wanted - low, -1)]
 
 
 class Matrices:

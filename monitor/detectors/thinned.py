@@ -21,13 +21,16 @@ LEAST_POINTS = 200
 
 def sparing(run: Run) -> Run | Thinned:
     """The run itself, or as much of it as can be read in reasonable time and memory."""
-    kinds = run.kinds()
-    counts = {kind: len(run.names(kind)) for kind in kinds}
-    widest = max(kinds, key=lambda kind: counts[kind], default=None)
-    if widest is None or counts[widest] * (run.last_step + 1) <= MOST_ROWS:
+    most = max(len(run.tensors()), len(run.modules()))  # what the log holds of a capture, at most
+    if most * (run.last_step + 1) <= MOST_ROWS:
         return run
-    points = max(MOST_ROWS // counts[widest], LEAST_POINTS)
-    captures = run.stats(widest, run.names(widest)[0], ["captures"])["captures"]
+    points = max(MOST_ROWS // most, LEAST_POINTS)
+    seen = [
+        (kind, name)
+        for kind, names in (("weight", run.tensors()["tensor"]), ("activation", run.modules()["module"]))
+        for name in names[:1]
+    ]
+    captures = max((run.stats(kind, name, ["captures"])["captures"] for kind, name in seen), key=len)
     return run if len(captures) <= points else Thinned(run, points, int(captures.sum()))
 
 
