@@ -28,6 +28,7 @@ from .store import store_of
 
 if TYPE_CHECKING:
     from .findings import Finding
+    from .normal import Normal
 
 #: A run whose writer cannot be asked counts as live for so long after its last row (seconds).
 LIVE_SECONDS = 60.0
@@ -48,6 +49,11 @@ def _cached(method: Callable[..., Result]) -> Callable[..., Result]:
             return self._answers.get(key, lambda: method(self, *args, **named))
 
     return answer
+
+
+def _kept_as(baselines: Sequence[Run] | Normal) -> tuple[Run, ...] | Normal:
+    """As `_cached` can keep it."""
+    return tuple(baselines) if isinstance(baselines, Sequence) else baselines
 
 
 class Run:
@@ -140,9 +146,16 @@ class Run:
         return sorted(self._log.distinct("scalars", "name"))
 
     @_cached
-    def scalars(self, name: str) -> pd.DataFrame:
-        """One scalar: step, time (unix seconds), value; by step. Empty when it was never logged."""
-        rows = self._log.table("scalars", ["step", "time", "value"], {"name": [name]}, coded=True)
+    def scalars(self, name: str, *, steps: tuple[int | None, int | None] | None = None) -> pd.DataFrame:
+        """One scalar: step, time (unix seconds), value; by step. Empty when it was never logged.
+
+        Args:
+            steps: only those from the first to the last of these; None is open.
+        """
+        where: dict[str, Sequence[str] | Between] = {"name": [name]}
+        if steps is not None:
+            where["step"] = Between(*steps)
+        rows = self._log.table("scalars", ["step", "time", "value"], where, coded=True)
         return rows.to_pandas().sort_values(["step", "time"], kind="stable", ignore_index=True)
 
     @_cached
@@ -369,19 +382,23 @@ class Run:
             .sort_values(["time", "step"], kind="stable", ignore_index=True)
         )
 
-    def findings(self, baselines: Sequence[Run] = ()) -> list[Finding]:
-        """What is wrong, in which layer, since which step and what to do; root cause first."""
-        return self._find(tuple(baselines))[0]
+    def findings(self, baselines: Sequence[Run] | Normal = ()) -> list[Finding]:
+        """What is wrong, in which layer, since which step and what to do; root cause first.
 
-    def notes(self, baselines: Sequence[Run] = ()) -> list[str]:
+        Args:
+            baselines: earlier good runs to compare with, or what `normal.learn_runs` learnt of them.
+        """
+        return self._find(_kept_as(baselines))[0]
+
+    def notes(self, baselines: Sequence[Run] | Normal = ()) -> list[str]:
         """What the detectors could not judge, and why; damaged files."""
         return [
-            *self._find(tuple(baselines))[1],
+            *self._find(_kept_as(baselines))[1],
             *(f"{name}: {what}" for name, what in self.problems.items()),
         ]
 
     @_cached
-    def _find(self, baselines: tuple[Run, ...]) -> tuple[list[Finding], list[str]]:
+    def _find(self, baselines: tuple[Run, ...] | Normal) -> tuple[list[Finding], list[str]]:
         from .findings import find
 
         return find(self, baselines)

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, SupportsInt, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, SupportsInt, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from ..findings import Finding, Number, Severity
 from .matrices import Matrices
+
+if TYPE_CHECKING:
+    from ..normal import Normal
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -141,7 +144,7 @@ class History:
         self.source = source
         self._matrices = matrices or Matrices(source)
         self.name, self.info = source.name, source.info
-        self.baselines: tuple[History, ...] = ()
+        self.normal: Normal | None = None  # of its baselines
         self._answers: dict[tuple, Any] = {}
 
     # ---- the model
@@ -203,7 +206,7 @@ class History:
         """The tensors or modules that have rows of this kind, in order of definition."""
         order = {name: place for place, name in enumerate([*self.tensors.index, *self.modules])}
         found = self._matrices.grid(kind).names
-        return tuple(sorted(found, key=lambda name: order.get(name, len(order))))
+        return tuple(sorted(found, key=lambda name: (order.get(name, len(order)), name)))
 
     def table(self, kind: str, column: str, names: tuple[str, ...]) -> Floats:
         """A column of statistics as (captures, len(names)) float64. Shared: copy before changing it."""
@@ -351,7 +354,10 @@ def nanmedian(values: Floats, axis: int | None = None) -> Any:
     if axis is None:
         values = values[~np.isnan(values)]
         return float(np.median(values)) if values.size else math.nan
-    empty = np.isnan(values).all(axis=axis)
-    with np.errstate(all="ignore"):
-        filled = np.where(np.expand_dims(empty, axis), 0.0, values)
-        return np.where(empty, np.nan, np.nanmedian(filled, axis=axis))
+    if not values.shape[axis]:
+        return np.full(np.delete(values.shape, axis), np.nan)
+    values.sort(axis=axis)  # NaN goes to the end; much faster than numpy's nanmedian
+    known = np.expand_dims(np.count_nonzero(~np.isnan(values), axis=axis), axis)
+    low, high = (np.take_along_axis(values, np.maximum(at, 0), axis) for at in ((known - 1) // 2, known // 2))
+    middle = np.where(known % 2 == 1, low, 0.5 * low + 0.5 * high)
+    return np.where(known > 0, middle, np.nan).squeeze(axis)

@@ -27,13 +27,13 @@ def unused_parameters(history: History) -> Finding | None:
     trainable elements is a remark: pretrained models often carry a head that the task leaves aside.
     """
     names = history.names()
-    states = history.states(names)
-    known = states != None  # noqa: E711 - elementwise
     if not names or _too_few(history):
         return None
+    known = history.has_state(names)
     enough = known.sum(axis=0) >= LEAST_CAPTURES
-    none = enough & ((states == "unused") | ~known).all(axis=0)
-    zero = enough & ((states == "zero_gradient") | (states == "unused") | ~known).all(axis=0) & ~none
+    unused = history.has_state(names, "unused") | ~known
+    none = enough & unused.all(axis=0)
+    zero = enough & (history.has_state(names, "zero_gradient") | unused).all(axis=0) & ~none
     dead_modules = {
         history.of(n, "module")
         for n, z in zip(names, zero, strict=True)
@@ -80,10 +80,9 @@ def frozen_parameters(history: History) -> Finding | None:
     names = history.names()
     if not names or _too_few(history):
         return None
-    states = history.states(names)
-    alone = _alone(states)
+    alone = _alone(history, names)
     outside = alone & (np.nan_to_num(history.table("gradient", "norm", names) > 0).mean(axis=0) > 0.5)
-    stuck = _stuck(history, names, states)
+    stuck = _stuck(history, names)
     chosen = [n for n, hit in zip(names, outside | stuck, strict=True) if hit]
     if not chosen:
         return None
@@ -113,18 +112,19 @@ def _too_few(history: History) -> bool:
     return few or (history.captures < 5 and int(history.steps[-1] - history.steps[0]) < LEAST_STEPS)
 
 
-def _alone(states: np.ndarray) -> np.ndarray:
+def _alone(history: History, names: tuple[str, ...]) -> np.ndarray:
     """In no optimizer at any capture."""
-    known = states != None  # noqa: E711 - elementwise
-    return ((states == "no_optimizer") | ~known).all(axis=0) & (known.sum(axis=0) >= LEAST_CAPTURES)
+    known = history.has_state(names)
+    alone = history.has_state(names, "no_optimizer") | ~known
+    return alone.all(axis=0) & (known.sum(axis=0) >= LEAST_CAPTURES)
 
 
-def _stuck(history: History, names: tuple[str, ...], states: np.ndarray) -> np.ndarray:
+def _stuck(history: History, names: tuple[str, ...]) -> np.ndarray:
     """In an optimizer, never moved by a bit at any capture, with a nonzero gradient and learning rate."""
     counts = history.table("update", "count", names)
     unmoved = history.table("update", "zeros", names) == counts
-    reached = (np.nan_to_num(history.table("gradient", "norm", names)) > 0) & (states == "trainable")
-    reached &= ~history.skipped[:, None]
+    reached = np.nan_to_num(history.table("gradient", "norm", names)) > 0
+    reached &= history.has_state(names, "trainable") & ~history.skipped[:, None]
     full = ~history.tensors["dtype"].reindex(list(names)).isin(["float16", "bfloat16"]).to_numpy(bool)
     relevant = reached & ~np.isnan(counts)
     stuck = full & (relevant.sum(axis=0) >= LEAST_CAPTURES) & (unmoved | ~relevant).all(axis=0)
