@@ -11,6 +11,7 @@ from ..monitor.detectors import History
 from ..monitor.detectors.gradients import leverage, softmax_bias
 from ..monitor.detectors.history import Floats, nanmedian
 from ..monitor.detectors.outcome import finite, outcome
+from ..monitor.detectors.overfitting import ACCURACY_LOST, GENERALISATION_LOSS, VAL_ACCURACY
 from ..monitor.detectors.rates import held, largest_rate, update_ratios
 from ..monitor.detectors.scales import input_size
 from .excerpt import Case, Table, column, losses, of_layers, over_layers, quotient
@@ -253,11 +254,23 @@ def learning(c: Case) -> Evidence:
 
 
 def turned_back(c: Case) -> Evidence:
-    """Validation loss against its best plus the share that Prechelt's rule allows."""
+    """Validation loss against its best plus the share that Prechelt's rule allows; or validation accuracy."""
+    if c.value("accuracy_lost") is not None:
+        steps, values = finite(c.history.scalar(*VAL_ACCURACY))
+        top = 100.0 if values.size and values.max() > 1.5 else 1.0
+        best = float(values.max(initial=0.0))
+        lost = c.threshold(ACCURACY_LOST)
+        return Evidence(
+            "validation accuracy",
+            {"validation accuracy": (steps, values)},
+            {},
+            {f"best - {100 * lost:g} points": best - lost * top},
+        )
     found = finite(c.history.val_loss)
-    limit = c.threshold(5.0)
-    limits = {f"best + {limit:g} %:": float(found.value.min()) * (1 + limit / 100)} if found.step.size else {}
-    return losses(c, limits)
+    if c.value("generalisation_loss") is None or not found.step.size:
+        return losses(c, {})
+    limit = c.threshold(GENERALISATION_LOSS)
+    return losses(c, {f"best + {limit:g} %:": float(found.value.min()) * (1 + limit / 100)})
 
 
 def spike(c: Case) -> Evidence:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..stopping import Stop
+from ...monitor.detectors.validation import Stop
 from ..text import integer, number, short
 from .base import Panel, line, stack
 from .loss import gap, gap_panel, loss_panel

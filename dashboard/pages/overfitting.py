@@ -9,14 +9,15 @@ import numpy as np
 from dash import Dash, Input, Output, State, html
 
 from ...monitor import Run, RunError
+from ...monitor.detectors.validation import Course, Stop, course, early_stop
+from ...monitor.growth import ALL, drift_growth, weight_growth
 from ..components import aria, choice, code, notice, scale, select, smoothing, state_id, toolbar
 from ..figures.overfitting import growth, overfitting, signed_gap
 from ..figures.theme import Figure, Style, message
-from ..growth import ALL, drift_growth, weight_growth
 from ..pairs import Pair, pairs, read
 from ..plots import Plot, Scene, plot_card
 from ..queries import Library
-from ..stopping import Stop, advice, early_stop
+from ..stopping import advice
 from ..text import integer, number, share
 from ..urls import View, fraction, step_range
 from . import strip
@@ -103,7 +104,18 @@ def pick(found: list[Pair], name: str) -> Pair:
 def stop_of(run: Run, pair: Pair, patience: Any, delta: Any) -> Stop | None:
     """Early stopping replayed on the run."""
     val = read(run, pair)[1]
-    return early_stop(val, patience_of(patience), delta_of(delta), falls=pair.falls, end=run.last_step)
+    steps, values = val["step"].to_numpy(np.int64), val["value"].to_numpy(np.float64)
+    return early_stop(
+        steps, values, patience_of(patience), delta_of(delta), falls=pair.falls, end=run.last_step
+    )
+
+
+def course_of(run: Run, pair: Pair) -> Course | None:
+    """How validation went, as the detector sees it."""
+    val = read(run, pair)[1]
+    values = val["value"].to_numpy(np.float64)
+    finite = np.isfinite(values)
+    return course(val["step"].to_numpy(np.int64)[finite], (values if pair.falls else -values)[finite])
 
 
 def sentence(run: Run, name: str, patience: Any, delta: Any) -> str:
@@ -132,6 +144,7 @@ def numbers(library: Library, name: str, pair_name: str, patience: Any, delta: A
         found["Gap now"] = _gap(gaps.iloc[-1])
         at = gaps[gaps["step"] == stop.best] if stop else gaps[:0]
         found["Gap at the best"] = _gap(at.iloc[-1]) if len(at) else none
+    found["Above its best"] = _above(course_of(run, pair))
     saved = stop.saved if stop else 0
     found["Early stopping saves"] = (
         f"{integer(saved)} steps" if saved else "nothing",
@@ -142,6 +155,16 @@ def numbers(library: Library, name: str, pair_name: str, patience: Any, delta: A
     found["Weight norm ÷ first"] = (number(_last(weights)), ALL, "")
     found["Drift"] = (number(_last(drift)), ALL, "")
     return found
+
+
+def _above(went: Course | None) -> tuple[str, str, str]:
+    """Prechelt's generalisation loss, and whether noise alone would show it."""
+    if went is None or not went.level:
+        return number(None), "", ""
+    rise = share(max(went.rise, 0.0) / abs(went.level))
+    if not went.turned:
+        return rise, "within the noise", ""
+    return rise, f"{'coming back' if went.recovering else 'worse'} since step {integer(went.best)}", "warning"
 
 
 def _gap(row: Any) -> tuple[str, str, str]:

@@ -1,6 +1,4 @@
-"""What the losses themselves say: nothing is learnt, validation turns back, a spike, worse than earlier
-runs.
-"""
+"""What the losses themselves say: nothing is learnt, a spike, worse than earlier runs."""
 
 from __future__ import annotations
 
@@ -9,14 +7,11 @@ import math
 import numpy as np
 
 from ..findings import Finding
-from .history import History, Series, portion
+from .history import History, Series
 from .outcome import AT_TRIVIAL, STALLED, finite, outcome, smooth
 from .registry import detector
+from .validation import running_median
 
-#: Prechelt's generalisation loss GL = 100 (E_val / E_opt - 1); 5 is his middle setting.
-GENERALISATION_LOSS = 5.0
-#: Successive evaluations without a new best (Prechelt's UP_3).
-PATIENCE = 3
 #: Spread of log loss that a healthy run does not leave (robust z; six healthy language-model runs stayed
 #: below 4.5).
 SPIKE = 8.0
@@ -105,71 +100,6 @@ def _warming_up(history: History) -> bool:
     if rate.step.size < 3:
         return False
     return int(rate.step[np.argmax(rate.value)]) > 0.8 * history.last_step
-
-
-@detector("overfitting")
-def overfitting(history: History) -> Finding | None:
-    """The validation loss turned back while the training loss went on falling.
-
-    Prechelt's GL above 5 % (median of the last three evaluations against the best), no new best for at least
-    three evaluations (UP_3), a rise of more than three times the evaluations' own noise and 2 % of what was
-    learnt, and a training loss that has fallen since by 5 %. Told apart: noisy validation sets, dropout or
-    augmentation that keep validation below training, divergence (the training loss rises too).
-    """
-    steps, values = finite(history.val_loss)
-    facts = outcome(history)
-    if values.size < 6 or facts.diverged or (values <= 0).any():
-        return None
-    course = _running_median(values)
-    best = int(np.argmin(course))
-    if best > 0 and values[best - 1] < values[best]:
-        best -= 1
-    end = float(np.median(values[-3:]))
-    since = values.size - 1 - best
-    rise = end / float(course[best]) - 1
-    if since < PATIENCE or 100 * rise < GENERALISATION_LOSS:
-        return None
-    noise = 1.4826 * float(np.median(np.abs(values - course)))
-    learnt = max(facts.initial, float(values[0])) - float(course[best]) if facts.points else math.inf
-    if end - course[best] < 3 * noise or end - course[best] < 0.02 * learnt:
-        return None
-    if not _training_fell(history.train_loss, int(steps[best])):
-        return None
-    return history.finding(
-        "overfitting",
-        "critical" if rise >= 0.2 else "warning",
-        f"val_loss turned back at step {steps[best]} and is {portion(1 + rise)} its smoothed best now "
-        f"({course[best]:.4g}, now {end:.4g}), while {_training_words(facts.points, facts.end)}.",
-        first=steps[best],
-        evidence={
-            "generalisation_loss": 100 * rise,
-            "threshold": GENERALISATION_LOSS,
-            "evaluations_since_best": since,
-        },
-        advice=f"Keep the weights of about step {steps[best]} (early stopping); add weight decay, dropout, "
-        "augmentation or data.",
-        confidence=0.9,
-    )
-
-
-def _running_median(values: np.ndarray) -> np.ndarray:
-    padded = np.concatenate([values[:1], values, values[-1:]])
-    return np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
-
-
-def _training_fell(series: Series, since: int) -> bool:
-    """The training loss is now at least 5 % below what it was around `since`; True when none was logged."""
-    series = finite(series)
-    if series.step.size < 6:
-        return series.step.size == 0
-    width = max(3, series.step.size // 20)
-    at = int(np.searchsorted(series.step, since))
-    around = series.value[max(0, at - width // 2) : at + width]
-    return around.size > 0 and float(np.median(series.value[-width:])) < 0.95 * float(np.median(around))
-
-
-def _training_words(points: int, end: float) -> str:
-    return f"the training loss went on falling (to {end:.4g})" if points else "no training loss was logged"
 
 
 @detector("loss_spike")
@@ -268,4 +198,4 @@ def regression(history: History) -> Finding | None:
 
 
 def _course(series: Series, pick: str) -> np.ndarray:
-    return smooth(series) if pick == "train_loss" else _running_median(series.value)
+    return smooth(series) if pick == "train_loss" else running_median(series.value)

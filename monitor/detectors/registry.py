@@ -26,6 +26,7 @@ FAMILIES = (
     "scales",
     "attention",
     "losses",
+    "overfitting",
     "drift",
 )
 _table: dict[tuple[str, str], tuple[str, Detector]] = {}

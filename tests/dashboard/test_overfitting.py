@@ -14,17 +14,26 @@ from hypothesis import strategies as st
 
 from layerwatch.dashboard.figures.overfitting import overfitting, signed_gap
 from layerwatch.dashboard.figures.theme import Style
-from layerwatch.dashboard.growth import ALL, drift_growth, weight_growth
 from layerwatch.dashboard.pages import overfitting as page
 from layerwatch.dashboard.pairs import Pair, metric_of, pairs
 from layerwatch.dashboard.queries import Library
 from layerwatch.dashboard.shell import open_page
-from layerwatch.dashboard.stopping import advice, early_stop
+from layerwatch.dashboard.stopping import advice
 from layerwatch.dashboard.urls import View
+from layerwatch.monitor.detectors.validation import Stop, early_stop
+from layerwatch.monitor.growth import ALL, drift_growth, weight_growth
 from tests.dashboard.test_figures import frame
 from tests.dashboard.test_pages import controls, figures, text
 
 WIDE = {"theme": "light", "narrow": False}
+
+
+def replay(
+    val: pd.DataFrame, patience: int, delta: float = 0.0, *, falls: bool = True, end: int
+) -> Stop | None:
+    """`early_stop` on a frame."""
+    steps, values = val["step"].to_numpy(np.int64), val["value"].to_numpy(np.float64)
+    return early_stop(steps, values, patience, delta, falls=falls, end=end)
 
 
 def slow_stop(values: list[float], patience: int, delta: float, falls: bool) -> tuple[int, int | None]:
@@ -53,7 +62,7 @@ def test_early_stopping_does_what_a_training_loop_would(
     values: list[float], patience: int, delta: float, falls: bool
 ) -> None:
     val = frame(values, 10)
-    stop = early_stop(val, patience, delta, falls=falls, end=len(values) * 10)
+    stop = replay(val, patience, delta, falls=falls, end=len(values) * 10)
     if not np.isfinite(values).any():
         assert stop is None
         return
@@ -67,14 +76,14 @@ def test_early_stopping_does_what_a_training_loop_would(
 
 def test_the_advice_names_patience_what_it_kept_and_what_it_saved() -> None:
     val = pd.DataFrame({"step": [9, 19, 29, 39, 49], "value": [2.0, 1.0, 1.5, 3.0, 0.9]})
-    said = advice(early_stop(val, 2, 0.01, end=99), 2, 0.01, 0.9)
+    said = advice(replay(val, 2, 0.01, end=99), 2, 0.01, 0.9)
     assert "Patience 2, improvements of at least 1 %" in said
     assert "stopped at step 39, kept step 19 (1) and saved 60 of 99 steps" in said
     assert "missed the best one at step 49" in said
     falling = pd.DataFrame({"step": [9, 19], "value": [2.0, 1.0]})
-    assert "no reason to stop" in advice(early_stop(falling, 3, end=19), 3, 0.0, 1.0)
+    assert "no reason to stop" in advice(replay(falling, 3, end=19), 3, 0.0, 1.0)
     turned = val.iloc[:3]
-    assert "would not have stopped" in advice(early_stop(turned, 5, end=99), 5, 0.0, 1.5)
+    assert "would not have stopped" in advice(replay(turned, 5, end=99), 5, 0.0, 1.5)
     assert "nothing to stop by" in advice(None, 3, 0.0, math.nan)
 
 
@@ -131,7 +140,7 @@ def test_drift_growth_is_the_distance_over_all_layers(library: Library) -> None:
 
 def test_the_figure_marks_the_best_step_the_stop_and_the_noise() -> None:
     train, val = frame([3.0, 2.0, 1.5, 1.0, 0.9, 0.8, 0.7, 0.6]), frame([3.0, 2.0, 2.5, 2.6], 2)
-    stop = early_stop(val, 2, end=7)
+    stop = replay(val, 2, end=7)
     figure = overfitting(train, val, Style(), stop=stop, relative=True)
     assert go.Figure(figure)
     best = next(trace for trace in figure["data"] if trace["name"].startswith("best validation"))

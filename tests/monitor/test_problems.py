@@ -20,7 +20,7 @@ PAGES = problems()
 #: Codes of the contract that no detector judges yet; their pages say so.
 UNJUDGED = {"replica_desync", "quantisation_risk"}
 #: Where detectors keep their thresholds.
-MODULES = (*FAMILIES, "history", "outcome")
+MODULES = (*FAMILIES, "history", "outcome", "validation")
 
 
 def defaults(code: str) -> dict[str, str]:

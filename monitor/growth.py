@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..monitor.detectors.history import MATRICES
+from .detectors.history import MATRICES, Floats, Ints
 
 if TYPE_CHECKING:
-    from ..monitor import Run
+    from .run import Run
 
 POINTS = 400
 MOST = 4  # layers that are shown beside the whole
@@ -58,6 +58,12 @@ def drift_growth(run: Run) -> Curves:
         row = rows[place]
         curves[found.tensors[row]] = _frame(found.steps, found.values[row] / size[row])
     return curves
+
+
+def then_and_now(steps: Ints, values: Floats, step: int) -> tuple[Floats, Floats]:
+    """Of each column of (steps, tensors): the last known value at or before `step`, and the last one."""
+    until = int(np.searchsorted(steps, step, "right"))
+    return _known(values[:until].T, -1), _known(values.T, -1)
 
 
 def _reference(run: Run) -> pd.Series:
