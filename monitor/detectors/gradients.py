@@ -84,8 +84,8 @@ def exploding_gradients(history: History) -> Finding | None:
     names = history.names(*MATRICES)
     table = leverage(history, names)
     if not np.isfinite(table).any():
-        if outcome(history).points == 0 and history.captures:
-            raise Unjudged("no train_loss was logged, and gradients are measured against it")
+        if (lack := outcome(history).lack) and history.captures:
+            raise Unjudged(lack)  # gradients are measured against the loss
         return None
     return (
         _too_much_leverage(history, names, table) or _sudden(history, names) or _uneven(history, names, table)

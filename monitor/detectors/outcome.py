@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ LEAST_POINTS, LEAST_STEPS = 20, 100
 class Outcome:
     """Facts about the training loss. NaN or None where there is too little to tell."""
 
-    points: int
+    points: int  # finite losses; 0 where they tell nothing
     initial: float  # median of the first three losses
     best: float  # least smoothed loss
     end: float  # median of the last tenth
@@ -34,6 +35,7 @@ class Outcome:
     diverged: bool  # it ended above its start, or has lost much of its progress
     diverged_step: int | None  # since when
     broken_step: int | None  # first non-finite loss
+    lack: str = ""  # why nothing can be told, when nothing can
 
     @property
     def bad(self) -> bool:
@@ -48,6 +50,8 @@ class Outcome:
             return f"the loss rose from {self.best:.4g} to {self.end:.4g}"
         if self.stalled:
             return f"the loss has stalled ({self.initial:.4g} at the start, {self.end:.4g} at the end)"
+        if self.lack:
+            return f"the outcome is unknown ({self.lack})"
         return f"the loss still fell from {self.initial:.4g} to {self.end:.4g}"
 
 
@@ -75,9 +79,9 @@ def _outcome(history: History) -> Outcome:
     broken_step = int(losses.step[broken[0]]) if broken.size else None
     series = finite(losses)
     n = len(series.value)
-    if n < 3:
+    if lack := _lack(history, n):
         nan = math.nan
-        return Outcome(n, nan, nan, nan, nan, nan, False, False, None, broken_step)
+        return Outcome(0, nan, nan, nan, nan, nan, False, False, None, broken_step, lack)
     course = smooth(series)
     initial = float(np.median(series.value[:3]))
     end = float(np.median(series.value[-max(3, n // 10) :]))
@@ -98,6 +102,19 @@ def _outcome(history: History) -> Outcome:
         diverged_step=diverged_step,
         broken_step=broken_step,
     )
+
+
+def _lack(history: History, points: int) -> str:
+    """Why the training loss does not tell the outcome; "" when it does."""
+    if not len(history.train_loss.step):
+        return "no training loss was logged (train_loss or loss)"
+    if points < 3:
+        return f"only {points} finite training losses were logged"
+    # Preference tuning logs rewards too, as `rewards/...`, but its loss must fall.
+    names = (n.lower() for n in history.source.scalar_names() if not n.lower().startswith("rewards/"))
+    if any(re.search(r"(?<![a-z])(returns?|rewards?|rew)(?![a-z])", name) for name in names):
+        return "a return or reward is logged, and the loss of an agent rises with what there is to win"
+    return ""
 
 
 def trivial_loss(history: History, initial: tuple[float, ...], end: float) -> float:

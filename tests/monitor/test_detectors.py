@@ -671,3 +671,20 @@ def test_outcome_of_a_healthy_training() -> None:
     facts = outcome(Made().history())
     assert not facts.bad
     assert facts.trivial == pytest.approx(np.log(10))
+
+
+@pytest.mark.parametrize("name", ["episode_return", "charts/episodic_return", "rollout/ep_rew_mean", "reward"])
+def test_the_loss_of_an_agent_is_no_outcome(name: str) -> None:
+    made = Made()
+    made.loss = 30 + 0.2 * made.all + made.loss
+    made.extra["clip_ratio"] = (made.all, np.full(N, 0.01))
+    assert "over_clipping" in [f.problem for f in alarms(made)]
+    made.extra[name] = (made.all, 20 + 2.0 * made.all)
+    assert alarms(made) == []
+    assert "an agent" in outcome(made.history()).lack
+
+
+def test_preference_tuning_is_no_agent() -> None:
+    made = Made()
+    made.extra["rewards/margins"] = (made.all, 0.01 * made.all)
+    assert outcome(made.history()).lack == ""
