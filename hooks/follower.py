@@ -210,6 +210,7 @@ class Follower:
         self._norms_taken = False
         self._judge_captured()
         self._arm()
+        self._live.stop_if_asked()
 
     def _end_step(self, step: int) -> None:
         """What every step costs, besides being counted."""
@@ -239,7 +240,7 @@ class Follower:
             step, self._optimizers, self._cadence.overhead, all_known=all_known, waiting=waiting
         )
         self._cadence.captured(step, cost)
-        if self._live.report_if_due():
+        if self._live.report_if_due(step):
             self._cadence.look_closer(step, now=False)
 
     # Clipping

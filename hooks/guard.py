@@ -14,6 +14,7 @@ from torch._C._dynamo.eval_frame import set_eval_frame
 
 from . import termination
 from .cadence import Cadence
+from .live import StopTraining
 
 _TORCH_FILE = str(Path(torch.__file__).parent / "_dynamo" / "eval_frame.py")
 _forks = 0
@@ -70,6 +71,8 @@ class Guard:
             enter()
             try:
                 work(*args, **kwargs)
+            except StopTraining:  # what the user wants
+                raise
             except Exception as error:  # whatever it is, it must not reach the training
                 self._fail(error)
             finally:

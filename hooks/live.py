@@ -1,4 +1,4 @@
-"""Detectors in the training process, for `on_finding`."""
+"""Detectors in the training process: new problems are told when they are noticed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..monitor import Run
+from ..monitor import SEVERITIES, LogWriter, Run
 
 if TYPE_CHECKING:
     from ..monitor import Finding
+    from ..monitor.detectors.growing import Growing
 
 logger = logging.getLogger("layerwatch")
 
@@ -19,36 +20,99 @@ logger = logging.getLogger("layerwatch")
 CHECK_SHARE, CHECK_SECONDS = 0.01, 10.0
 
 
+class StopTraining(Exception):
+    """Raise it in `on_finding` to end the training: it is raised again where the optimizer steps.
+
+    Any other exception there is logged once, and the callback is not called again.
+    """
+
+
 class LiveCheck:
-    """Calls `on_finding` once for each new problem of the run."""
+    """Judges the run now and then; tells each problem once, and again when it has become worse.
 
-    def __init__(self, run: Path, on_finding: Callable[[Finding], None] | None) -> None:
-        self._run, self._on_finding = run, on_finding
-        self._reported: set[str] = set()
+    Telling is: one line at WARNING by the logger `layerwatch` (alarms only), an event `finding` in the log,
+    and the user's callback.
+
+    Args:
+        folder: the run's. shown: its name for people. log: where the events go.
+        on_finding: the user's callback. wanted: whether to judge at all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shown: str | Path,
+        log: LogWriter,
+        on_finding: Callable[[Finding], None] | None,
+        *,
+        wanted: bool,
+    ) -> None:
+        self._folder, self._shown, self._log, self._on_finding = folder, shown, log, on_finding
+        self._wanted, self._always = wanted, on_finding is not None
+        self._growing: Growing | None = None
+        self._told: dict[str, int] = {}  # problem -> the worst severity that was told
+        self._stop: StopTraining | None = None
         self._checked, self._cost = time.perf_counter(), 0.0
+        #: How often the run was judged, and what that took.
+        self.looks, self.seconds = 0, 0.0
 
-    def report_if_due(self) -> bool:
+    def report_if_due(self, step: int) -> bool:
         """After a capture; True when something new was found."""
         since = time.perf_counter() - self._checked
-        if self._on_finding is None or since <= max(CHECK_SECONDS, self._cost / CHECK_SHARE):
+        if not self._wanted or since <= max(CHECK_SECONDS, self._cost / CHECK_SHARE):
             return False
+        return self._report(step)
+
+    def finish(self, step: int) -> None:
+        """The last look, at the end of a training; of one that was too short for any only with a callback."""
+        if self._wanted and (self.looks or self._always):
+            self._report(step)
+            self._stop = None  # it has ended
+
+    def stop_if_asked(self) -> None:
+        """Raises StopTraining if the callback has."""
+        if self._stop is not None:
+            stop, self._stop = self._stop, None
+            raise stop
+
+    def _report(self, step: int) -> bool:
         start = time.perf_counter()
-        new = self.report()
+        try:
+            from ..monitor.detectors.growing import Growing
+
+            self._growing = self._growing or Growing(Run(self._folder))
+            news = [f for f in self._growing.find()[0] if self._is_news(f)]
+        except Exception as error:  # no trouble of ours may stop the training
+            logger.warning("the run %s is not judged any more while it trains: %r", self._shown, error)
+            self._wanted = False
+            return False
         self._checked = time.perf_counter()
         self._cost = self._checked - start
-        return new
+        self.looks, self.seconds = self.looks + 1, self.seconds + self._cost
+        for finding in news:
+            self._tell(step, finding)
+        return bool(news)
 
-    def report(self) -> bool:
-        """Judge the run as it is now; True when something new was found."""
-        if self._on_finding is None:
+    def _is_news(self, finding: Finding) -> bool:
+        severity = SEVERITIES.index(finding.severity)
+        if severity <= self._told.get(finding.problem, -1):
             return False
-        before = len(self._reported)
+        self._told[finding.problem] = severity
+        return True
+
+    def _tell(self, step: int, finding: Finding) -> None:
+        summary = " ".join(finding.summary.split())
+        since = f"{finding.severity}: {finding.problem} since step {finding.first_step}: {summary}"
+        if finding.alarm:
+            logger.warning("%s, step %d: %s", self._shown, step, since)
+        self._log.event(step, "finding", since)
+        if self._on_finding is None:
+            return
         try:
-            for finding in Run(self._run).findings():
-                if finding.problem not in self._reported:
-                    self._reported.add(finding.problem)
-                    self._on_finding(finding)
-        except Exception as error:  # a detector or the user's callback: neither may stop the training
+            self._on_finding(finding)
+        except StopTraining as stop:
+            self._stop = stop
+            self._log.event(step, "stop", f"on_finding raised StopTraining at {finding.problem}: {stop}")
+        except Exception as error:  # the user's own: it may not stop the training
             logger.warning("on_finding failed and is not called again: %r", error)
             self._on_finding = None
-        return len(self._reported) > before

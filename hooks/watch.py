@@ -50,6 +50,7 @@ def watch(
     anchors: int | Sequence[int] | None = None,
     step_norms: bool = False,
     sync_seconds: float = 5.0,
+    live: bool = True,
 ) -> Watcher:
     """Attach to a training and log it to a run folder.
 
@@ -67,7 +68,8 @@ def watch(
         updates: log the true change of each weight; takes one transient copy of the weights around a captured
             step.
         config: hyperparameters to show beside the run.
-        on_finding: called in the training process with each new finding.
+        on_finding: called in the training process with each problem that the detectors notice, and again
+            when it has become worse. When it raises `StopTraining`, the training ends with that.
         resume: continue an existing run: True at the step that the optimizer's loaded state tells (Adam and
             its relatives count), else after the last step; or the number of the first step, where a
             checkpoint was saved. Steps that are done again are superseded; nothing is removed.
@@ -83,6 +85,8 @@ def watch(
         step_norms: log the gradient norm of every tensor at every step (one more pass over the gradients).
         sync_seconds: how often the log is forced to the disk: what a power cut may take. A killed process
             loses nothing that was captured.
+        live: judge the run while it trains, every ten seconds at most and for 1 % of the time at most: each
+            new alarm is one line of the logger `layerwatch`, and an event `finding` in the log.
 
     Returns:
         A `Watcher`: log scalars with `log`, end with `close` (or use it as a context manager; it is closed at
@@ -136,7 +140,7 @@ def watch(
     }
     refuse_a_second(tensors)
     if not writes:
-        return Watcher(None, place, models, tensors, optimizers, cadence, settings, on_finding, 0)
+        return Watcher(None, place, models, tensors, optimizers, cadence, settings, on_finding, 0, live=live)
     start, note = first_step(place.source, resume, optimizers) if resumes else (0, None)
     info["notes"] += [note] if note else []
     if start and reference == "start":
@@ -145,7 +149,10 @@ def watch(
         )
     info["starts"] = starts(place.source, resume, start, optimizers)
     log = place.writer(info, resume=resumes, keep=keep, sync_seconds=sync_seconds)
-    return Watcher(log, place, models, tensors, optimizers, cadence, settings, on_finding, start)
+    return Watcher(
+        log, place, models, tensors, optimizers, cadence, settings, on_finding, start,
+        live=live or on_finding is not None,
+    )  # fmt: skip
 
 
 def _models(model: Models) -> list[nn.Module]:

@@ -50,7 +50,7 @@ class Watcher:
     def __init__(
         self, log: LogWriter | None, place: Place, models: list[nn.Module], tensors: Sequence[WatchedTensor],
         optimizers: list[Optimizer], cadence: Cadence, settings: Settings,
-        on_finding: Callable[[Finding], None] | None, first_step: int,
+        on_finding: Callable[[Finding], None] | None, first_step: int, *, live: bool = True,
     ) -> None:  # fmt: skip
         self.run = place.shown
         self._tensors, self._cadence, self._log = tensors, cadence, log
@@ -61,7 +61,7 @@ class Watcher:
             return
         warm_up()
         self._uploader = place.uploader()
-        self._live = LiveCheck(place.folder, on_finding)
+        self._live = LiveCheck(place.folder, place.shown, log, on_finding, wanted=live)
         self._follower = Follower(
             log, models, tensors, optimizers, cadence, settings, self._guard, self._live, first_step
         )
@@ -141,13 +141,13 @@ class Watcher:
             if not self._guard.failed:
                 self._detach()
             self._follower.scalars.flush(wait=True)
+            self._live.finish(self.step)
             self._log.update_info(cadence=self._cadence.describe())
             self._log.event(self.step, "close", self._cadence.words())
             self._log.close()
             self._send()
         except Exception as error:  # the rows are in the write-ahead files, and stay there
             self._fail(error)
-        self._live.report()
 
     def terminate(self) -> bool:
         """The process is about to end: finish the log as far as that is quick (see `Terminable`)."""

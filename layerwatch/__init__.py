@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .dashboard import show
-    from .hooks import Watcher, watch
+    from .hooks import StopTraining, Watcher, watch
     from .monitor import Finding, Run, RunError, export, open_runs
 
 _OWNERS = {
     "Finding": "monitor",
     "Run": "monitor",
     "RunError": "monitor",
+    "StopTraining": "hooks",
     "Watcher": "hooks",
     "export": "monitor",
     "open_runs": "monitor",
@@ -34,7 +35,7 @@ _OWNERS = {
 }
 
 __version__ = "0.1.0"
-__all__ = ["Finding", "Run", "RunError", "Watcher", "export", "open_runs", "show", "watch"]
+__all__ = ["Finding", "Run", "RunError", "StopTraining", "Watcher", "export", "open_runs", "show", "watch"]
 
 
 def __getattr__(name: str) -> Any:
