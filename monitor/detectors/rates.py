@@ -99,7 +99,7 @@ def learning_rate_too_high(history: History) -> Finding | None:
     shown = f" (learning rate {lr:.3g})" if math.isfinite(lr) else ""
     return history.finding(
         "learning_rate_too_high",
-        "critical",
+        "critical" if facts.bad else "warning",
         f"Steps are too large from step {first} on{shown}: the weights change by up to "
         f"{portion(value)} their size {'per step' if what == 'update_ratio' else 'between two captures'}, "
         f"and {facts.words()}.",
@@ -365,8 +365,9 @@ def layer_imbalance(history: History) -> Finding | None:
 def weight_growth(history: History) -> Finding | None:
     """A matrix grew to ten times its first size (torchmortem).
 
-    Told apart: weights that start near zero on purpose (below a tenth of the usual size for their shape), and
-    the slow growth of weights before a normalisation layer, which is not tenfold.
+    Told apart: weights that start near zero on purpose (below a tenth of the usual size for their shape), the
+    slow growth of weights before a normalisation layer, which is not tenfold, and the layer that makes the
+    predictions: in a training that works it grows to the size of targets that are not normalised.
     """
     names = history.names(*MATRICES)
     first = history.initial("norm", names)
@@ -378,6 +379,9 @@ def weight_growth(history: History) -> Finding | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = norm / first
     growth[:, ~(rms * np.sqrt(fan_in) > 0.1)] = np.nan
+    facts = outcome(history)
+    if not facts.bad:
+        growth[:, [n == history.output for n in names]] = np.nan
     grown = np.nan_to_num(growth) >= GROWN
     begin = persistent(np.any(grown, axis=1))
     if begin is None:
@@ -387,7 +391,6 @@ def weight_growth(history: History) -> Finding | None:
     # Where that growth started, not where it passed ten times.
     small = np.flatnonzero(np.nan_to_num(growth[: begin + 1, order[0]]) < GROWN / 3)
     started = min(begin, int(small[-1]) + 1 if small.size else 0)
-    facts = outcome(history)
     return history.finding(
         "weight_growth",
         "critical" if facts.bad else "warning",

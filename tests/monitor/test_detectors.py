@@ -673,7 +673,9 @@ def test_outcome_of_a_healthy_training() -> None:
     assert facts.trivial == pytest.approx(np.log(10))
 
 
-@pytest.mark.parametrize("name", ["episode_return", "charts/episodic_return", "rollout/ep_rew_mean", "reward"])
+@pytest.mark.parametrize(
+    "name", ["episode_return", "charts/episodic_return", "rollout/ep_rew_mean", "reward"]
+)
 def test_the_loss_of_an_agent_is_no_outcome(name: str) -> None:
     made = Made()
     made.loss = 30 + 0.2 * made.all + made.loss
@@ -688,3 +690,11 @@ def test_preference_tuning_is_no_agent() -> None:
     made = Made()
     made.extra["rewards/margins"] = (made.all, 0.01 * made.all)
     assert outcome(made.history()).lack == ""
+
+
+def test_a_last_layer_that_grows_to_the_size_of_raw_targets_is_silent() -> None:
+    made = Made()
+    made.rows["weight"][f"{LAYERS - 1}.weight"]["norm"] = np.linspace(5, 150, N)
+    assert alarms(made) == []
+    made.loss = made.loss[::-1].copy()
+    assert "weight_growth" in [f.problem for f in alarms(made)]
