@@ -53,6 +53,7 @@ class Recipe:
     clip: float | None = None
     edit: Callable[[nn.Module], None] | None = None
     data: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    source: Callable[[], tuple[Tensor, Tensor]] | None = None  # other data, for validation too
     disturb: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     rate: Callable[[int], float] | None = None
     penalty: Callable[[nn.Module, Tensor], Tensor] | None = None
@@ -139,7 +140,7 @@ class Family:
         watcher.close()
 
     def _data(self, recipe: Recipe) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        x, y = self.data()
+        x, y = (recipe.source or self.data)()
         cut = int(0.85 * len(x))
         val, (x, y) = (x[cut:], y[cut:]), (x[:cut], y[:cut])
         if recipe.data:

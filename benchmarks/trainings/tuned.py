@@ -195,11 +195,12 @@ res = Family(
     2e-3,
 )
 res.healthy("plain")
-res.healthy("zero-branches", edit=constant(r"blocks.*\.3\.", 0.0))
+res.healthy("zero-branches", edit=constant(r"blocks\.\d\.3\.", 0.0))
 res.healthy("sgd", optimizer=sgd(0.05, 0.9))
 res.healthy("converged", steps=1500, rate=warm(20, 1500))
 res.healthy("very-short", steps=60)
-res.healthy("noisy", data=lambda x, y: (x, blurred(y, 3)))
+res.healthy("noisy", source=lambda: made.table(1, noise=8.0))
+res.faulty("noisy-targets", "data_fault", "overfitting", "not_learning", data=lambda x, y: (x, blurred(y, 3)))
 res.faulty(
     "rate-x300", "learning_rate_too_high", "not_learning", "dead_units", "exploding_gradients", faster=300
 )

@@ -129,13 +129,14 @@ def loss_scale_collapse(history: History) -> Finding | None:
     if low and frame is not None:
         until = scale[: int(np.argmax(scale <= LOWEST_SCALE))]
         first = int(frame["step"].iloc[int(np.flatnonzero(until == until.max())[-1])])
+    facts = outcome(history)
     what = (
         f"fell to {scale[-1]:.3g}" if low else f"made {skipped.mean():.0%} of the captured steps be skipped"
     )
     return history.finding(
         "loss_scale_collapse",
-        "critical",
-        f"The loss scale {what}: gradients overflow at any scale, and hardly any step is taken.",
+        "critical" if facts.bad else "warning",
+        f"The loss scale {what}: gradients overflow at any scale and steps are skipped, and {facts.words()}.",
         first=first,
         evidence={
             "loss_scale": float(scale[-1]) if scale.size else 0.0,

@@ -141,38 +141,82 @@ def symmetric_units(history: History) -> Finding | None:
     """The units of a hidden layer are copies: they receive the same gradient and can never differ.
 
     A hidden layer's bias (at least four units) whose gradient is the same for every unit (relative spread
-    below 1e-3) at every capture from the first on and still at the end: constant initial weights. Told apart:
-    zero-initialised branches (LoRA's B, last layers, zero-gamma) differ after the first steps.
+    below 1e-3) at every capture from the first on and still at the end. A layer without such a bias, when its
+    weights started constant: every bucket of the histogram of its weights at the end holds a multiple of the
+    number of units, as it does when all rows are the same. Told apart: zero-initialised branches (LoRA's B,
+    last layers, zero-gamma) and constant layers whose units differ after the first steps.
     """
-    names = tuple(n for n in history.names("bias") if history.of(n, "elements") >= 4)
-    if history.captures < LEAST_CAPTURES or not names:
+    if history.captures < LEAST_CAPTURES:
         return None
+    spread = _equal_gradients(history)
+    layers = {_matrix_of(history, bias): value for bias, value in spread.items()}
+    for name in _constant_at_start(history):
+        if name not in layers and _copied_rows(history, name):
+            layers[name] = 0.0
+    if not layers:
+        return None
+    facts = outcome(history)
+    order = [n for n in history.names() if n in layers]
+    by_rows = not spread
+    how = "they started alike and are still alike" if by_rows else "all of them receive the same gradient"
+    return history.finding(
+        "symmetric_units",
+        "critical" if facts.bad else "warning",
+        f"The units of {order[0]} are copies of each other: {how} at every captured step, "
+        f"and {facts.words()}.",
+        first=history.steps[0],
+        layers=order,
+        evidence={
+            "relative_spread": float(nanmedian(np.array(list(layers.values())))),
+            "threshold": SAME,
+            "layers": len(layers),
+        },
+        advice="Initialise the weights at random (the default of torch.nn), not with a constant.",
+        confidence=0.85 if by_rows else 0.95,
+    )
+
+
+def _equal_gradients(history: History) -> dict[str, float]:
+    """Biases whose gradient is the same for all units throughout, and its typical relative spread."""
+    names = tuple(n for n in history.names("bias") if history.of(n, "elements") >= 4)
+    if not names:
+        return {}
     spread = history.table("gradient", "std", names)
     size = history.table("gradient", "rms", names)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(size > 0, spread / size, np.nan)
     same = np.nan_to_num(relative, nan=1.0) < SAME
     copies = [i for i in range(len(names)) if same[:, i].mean() > 0.9 and lasting(same[:, i]) is not None]
-    if not copies:
-        return None
-    facts = outcome(history)
-    layers = [_matrix_of(history, names[i]) for i in copies]
-    return history.finding(
-        "symmetric_units",
-        "critical" if facts.bad else "warning",
-        f"The units of {layers[0]} are copies of each other: all of them receive the same gradient at "
-        "every captured step, "
-        f"and {facts.words()}.",
-        first=history.steps[0],
-        layers=layers,
-        evidence={
-            "relative_spread": float(nanmedian(relative[:, copies])),
-            "threshold": SAME,
-            "layers": len(layers),
-        },
-        advice="Initialise the weights at random (the default of torch.nn), not with a constant.",
-        confidence=0.95,
+    return {names[i]: float(nanmedian(relative[:, i])) for i in copies}
+
+
+def _constant_at_start(history: History) -> list[str]:
+    """Matrices, but the last, that started at one number other than zero and take part in the training."""
+    names = tuple(
+        n for n in history.names(*MATRICES) if n != history.output and history.of(n, "shape")[0] >= 4
     )
+    std, rms = (history.initial(column, names) for column in ("std", "rms"))
+    reached = ~np.isnan(history.table("gradient", "norm", names)).all(axis=0)
+    return [n for n, s, r, hit in zip(names, std, rms, reached, strict=True) if hit and s < SAME * r]
+
+
+def _copied_rows(history: History, name: str) -> bool:
+    """Whether the counts of the weights' last histogram are multiples of the number of units (of each gate).
+
+    Rounding may part copies by their last bits, so that a few cross a bucket's edge: 2 % are forgiven, where
+    chance would leave a quarter of a multiple in each bucket.
+    """
+    read = getattr(getattr(history.source, "run", history.source), "histogram", None)
+    if read is None:
+        return False
+    counts = read("weight", name)["count"].to_numpy(np.int64)
+    rows = int(history.of(name, "shape")[0])
+    for units in (rows, rows // 3, rows // 4):  # GRU and LSTM stack three and four gates
+        if units >= 4 and rows % units == 0 and counts.sum() > units:
+            rest = np.minimum(counts % units, -counts % units)
+            if rest.sum() <= 0.02 * counts.sum() and rest.mean() <= 0.05 * units:
+                return True
+    return False
 
 
 def _matrix_of(history: History, bias: str) -> str:
