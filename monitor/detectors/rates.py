@@ -117,6 +117,7 @@ def _blown_up(history: History, names: tuple[str, ...]) -> bool:
     is lost.
     """
     early = history.steps <= max(20, 0.1 * history.last_step)
+    names = tuple(n for n in names if n != history.output)  # it grows to the size of raw targets
     growth = history.table("weight", "norm", names)[early] / history.initial("norm", names)
     return bool(growth.size and nanmedian(nanmedian(growth[-3:], axis=0)) >= OVERGROWN)
 

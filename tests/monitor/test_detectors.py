@@ -698,3 +698,17 @@ def test_a_last_layer_that_grows_to_the_size_of_raw_targets_is_silent() -> None:
     assert alarms(made) == []
     made.loss = made.loss[::-1].copy()
     assert "weight_growth" in [f.problem for f in alarms(made)]
+
+
+def test_large_first_steps_towards_raw_targets_are_silent() -> None:
+    made = Made()
+    made.rows["update"] = {
+        n: {**c, "ratio": np.where(made.steps < 6, 0.2, 0.005)} for n, c in made.rows["update"].items()
+    }
+    names = [n for n in made.rows["weight"] if n.endswith("weight")]
+    for name in names[1:-1]:  # two matrices are left: one of them makes the predictions
+        made.layers = [e for e in made.layers if e["tensor"] != name]
+    made.rows["weight"][names[-1]]["norm"] = np.linspace(100, 150, N)
+    assert alarms(made) == []
+    made.rows["weight"][names[0]]["norm"] = np.linspace(45, 48, N)  # the hidden one lost what it started from
+    assert [f.problem for f in alarms(made)] == ["learning_rate_too_high"]
