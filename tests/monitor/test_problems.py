@@ -6,12 +6,14 @@ import ast
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from layerwatch.dashboard.quantities import QUANTITIES
 from layerwatch.monitor import detectors
-from layerwatch.monitor.detectors import registered
+from layerwatch.monitor.detectors import Arrays, History, Unjudged, registered
 from layerwatch.monitor.detectors.registry import FAMILIES
 from layerwatch.monitor.findings import CAUSES
 from layerwatch.monitor.problems import SECTIONS, closest, parse, problems
@@ -106,6 +108,21 @@ def test_snippets_are_python(code: str) -> None:
     for snippet in re.findall(r"^ *```python\n(.*?)^ *```", page_text(code), flags=re.DOTALL | re.MULTILINE):
         indent = len(snippet) - len(snippet.lstrip(" "))
         ast.parse("\n".join(line[indent:] for line in snippet.splitlines()))
+
+
+def test_the_detector_in_the_docs_works() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "detectors.md").read_text("utf-8")
+    snippet = re.search(r"^```python\n(.*?@detector.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    assert snippet
+    space: dict[str, Any] = {}
+    # Not registered here: the table is one for all tests.
+    exec(snippet[1].replace('@detector("noisy_loss")\n', "").replace("-> Finding | None", ""), space)
+    swing = np.abs(np.random.default_rng(0).standard_normal(60))
+    made = [History(Arrays(losses={"train_loss": (np.arange(60), loss)})) for loss in (swing, 5 + swing)]
+    found, nothing = (space["noisy_loss"](history) for history in made)
+    assert (found.first_step, found.severity, nothing) == (10, "warning", None)
+    with pytest.raises(Unjudged):
+        space["noisy_loss"](History(Arrays()))
 
 
 def test_a_page_is_read_into_its_parts_and_written_with_other_links() -> None:
