@@ -165,7 +165,7 @@ def judge(history: History, baselines: Sequence[History] = ()) -> tuple[list[Fin
     unjudged: dict[str, list[str]] = {}  # reason -> problems
     for problem, detector in detectors:
         try:
-            finding = detector(history)
+            finding = _checked(detector(history))
         except Unjudged as reason:
             unjudged.setdefault(str(reason), []).append(problem)
             continue
@@ -184,6 +184,13 @@ def _lacks(unjudged: dict[str, list[str]]) -> list[str]:
         f"{', '.join(problems)} {'was' if len(problems) == 1 else 'were'} not judged: {reason}"
         for reason, problems in joined
     ]
+
+
+def _checked(answer: Any) -> Finding | None:
+    """What a detector answered, when it is an answer: anybody's detector must not break the others."""
+    if answer is None or (isinstance(answer, Finding) and answer.severity in SEVERITIES):
+        return answer
+    raise TypeError(f"expected a Finding of a known severity, or None, got {str(answer)[:80]}")
 
 
 def _worse(new: Finding, old: Finding | None) -> bool:
