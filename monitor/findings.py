@@ -157,6 +157,7 @@ def find(run: Run, baselines: Sequence[Run] = ()) -> tuple[list[Finding], list[s
 def judge(history: History, baselines: Sequence[History] = ()) -> tuple[list[Finding], list[str]]:
     """`find` on histories."""
     from .detectors import registered
+    from .detectors.needs import lacking
     from .detectors.registry import Unjudged
 
     detectors, notes = registered()
@@ -166,6 +167,8 @@ def judge(history: History, baselines: Sequence[History] = ()) -> tuple[list[Fin
     for problem, detector in detectors:
         try:
             finding = _checked(detector(history))
+            if finding is None and (lack := lacking(problem, history)):
+                raise Unjudged(lack)
         except Unjudged as reason:
             unjudged.setdefault(str(reason), []).append(problem)
             continue
