@@ -54,6 +54,7 @@ class Recipe:
     edit: Callable[[nn.Module], None] | None = None
     data: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     source: Callable[[], tuple[Tensor, Tensor]] | None = None  # other data, for validation too
+    unit: tuple[float, float] = (1.0, 0.0)  # inputs are multiplied by the first and moved by the second
     disturb: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     rate: Callable[[int], float] | None = None
     penalty: Callable[[nn.Module, Tensor], Tensor] | None = None
@@ -141,6 +142,8 @@ class Family:
 
     def _data(self, recipe: Recipe) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         x, y = (recipe.source or self.data)()
+        if recipe.unit != (1.0, 0.0):
+            x = x * recipe.unit[0] + recipe.unit[1]
         cut = int(0.85 * len(x))
         val, (x, y) = (x[cut:], y[cut:]), (x[:cut], y[:cut])
         if recipe.data:
@@ -297,11 +300,6 @@ def by_label(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Rows sorted by their class."""
     order = torch.argsort(y if y.dim() == 1 else y[:, 0], stable=True)
     return x[order], y[order]
-
-
-def rescaled(factor: float, offset: float = 0.0) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Inputs in another unit."""
-    return lambda x, y: (x * factor + offset, y)
 
 
 def repeated(kept: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

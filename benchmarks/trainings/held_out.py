@@ -21,7 +21,6 @@ from .family import (
     mislabelled,
     paced,
     repeated,
-    rescaled,
     scaled,
     shuffled,
     spare,
@@ -202,7 +201,7 @@ tasks.faulty(
     loss=lambda n, x, y: F.mse_loss(n(x)[:, 0], y[:, 0]),
 )
 tasks.faulty("dead-head", "dead_units", layers="number", edit=biased("number.0.bias", -12.0))
-tasks.faulty("unscaled", "data_fault", "bad_init_scale", "exploding_gradients", data=rescaled(200.0))
+tasks.faulty("unscaled", "data_fault", "bad_init_scale", "exploding_gradients", unit=(200.0, 0.0))
 tasks.faulty("rate-x100", "learning_rate_too_high", "not_learning", "dead_units", "weight_growth", faster=100)
 tasks.faulty("rate-10000th", "learning_rate_too_low", "not_learning", faster=1e-4)
 tasks.faulty(
@@ -347,7 +346,7 @@ conv.faulty(
     "data_fault",
     "not_learning",
     precision="scaled",
-    data=rescaled(1e5),
+    unit=(1e5, 0.0),
     twin={"precision": "scaled"},
 )
 conv.faulty(

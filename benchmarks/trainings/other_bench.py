@@ -17,6 +17,7 @@ from layerwatch.hooks import watch
 from layerwatch.monitor import Finding, Run
 from layerwatch.monitor.detectors.history import History
 from layerwatch.monitor.findings import judge
+from layerwatch.monitor.normal import known
 
 from .ablation import ABLATIONS
 from .seen import OF_ACTIVATIONS, Seen
@@ -86,8 +87,8 @@ def _judge(
             continue
         label = labels[name]
         family = name.split(".")[0]
-        before = [history(kept / f"_base.{family}-{b}") for b in label.get("baseline_seeds") or ()]
-        found, _ = judge(history(run), before)
+        before = [Run(kept / f"_base.{family}-{b}") for b in label.get("baseline_seeds") or ()]
+        found, _ = judge(history(run), known(before))
         results.append(
             {"scenario": name, "seed": int(seed), "findings": [f.to_dict() for f in found], "error": None}
         )

@@ -23,7 +23,6 @@ from .family import (
     mislabelled,
     paced,
     repeated,
-    rescaled,
     scaled,
     shuffled,
     spare,
@@ -220,7 +219,7 @@ res.faulty(
     "bad_init_scale",
     "exploding_gradients",
     "learning_rate_too_high",
-    data=rescaled(400.0),
+    unit=(400.0, 0.0),
 )
 res.faulty(
     "batch-x1000",
@@ -261,7 +260,7 @@ wave = Family(
     "waves", wave_net, made.waves, entropy, lambda p, lr: torch.optim.RMSprop(p, lr), 1e-3, batch=48
 )
 wave.healthy("plain")
-wave.healthy("raw-inputs", data=rescaled(60.0, 20.0))
+wave.healthy("raw-inputs", unit=(60.0, 20.0))
 wave.healthy("no-norm", model=lambda: wave_net(norm=False))
 wave.healthy("scaled-float16", precision="scaled")
 wave.healthy("label-noise-floor", data=mislabelled(0.05))
@@ -285,7 +284,7 @@ wave.faulty(
     "not_learning",
     precision="scaled",
     model=lambda: wave_net(norm=False),
-    data=rescaled(4e4),
+    unit=(4e4, 0.0),
     twin={"model": lambda: wave_net(norm=False), "precision": "scaled"},
 )
 wave.faulty(
@@ -378,7 +377,7 @@ pair.faulty(
     layers="^[0-3]",
     edit=scaled(r"^[02]\.", 25),
 )
-pair.faulty("unscaled", "saturated_units", "data_fault", "vanishing_gradients", data=rescaled(80.0))
+pair.faulty("unscaled", "saturated_units", "data_fault", "vanishing_gradients", unit=(80.0, 0.0))
 pair.faulty(
     "rate-x100", "learning_rate_too_high", "not_learning", "saturated_units", "weight_growth", faster=100
 )

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..findings import Finding
 from .history import MATRICES, Bools, Floats, History, lasting, nanmedian, persistent
-from .outcome import outcome, smooth, sums_to_zero
+from .outcome import outcome, predictor, smooth, sums_to_zero
 from .registry import Unjudged, detector
 
 #: Leverage of a healthy layer is about 0.1 to 30; 300 means that a change of 0.3 % doubles the loss.
@@ -239,7 +239,7 @@ def softmax_bias(history: History) -> str | None:
 
     That gradient is the batch mean of prediction - label: it sums to zero over at least three classes.
     """
-    name = history.output
+    name = predictor(history)
     if name is None:
         return None
     biases = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .history import Floats, History, Ints, Series
+from .history import MATRICES, Floats, History, Ints, Series
 
 #: A loss that has not fallen by 5 % of its start is stalled (TheDeepChecker: less than 5 % decrease).
 STALLED = 0.05
@@ -124,11 +124,12 @@ def trivial_loss(history: History, initial: tuple[float, ...], end: float) -> fl
     third of log(classes) (TheDeepChecker's test: a fresh classifier starts there), or the last ones within a
     few percent.
     """
-    classes = _classes(history)
+    classes = _classes(history, initial[-1])
     if classes < 2:
         return math.nan
     level = math.log(classes)
-    if initial[-1] <= 1.35 * level and history.output and sums_to_zero(history, history.output):
+    last = predictor(history, initial[-1])
+    if initial[-1] <= 1.35 * level and last and sums_to_zero(history, last):
         return level
     near = (
         min(abs(first - level) for first in initial) <= 0.35 * level or abs(end - level) <= AT_TRIVIAL * level
@@ -145,11 +146,38 @@ def sums_to_zero(history: History, tensor: str) -> bool:
     return bool(known.sum() >= 3 and np.median(np.abs(mean[known]) / rms[known]) < 1e-3)
 
 
-def _classes(history: History) -> int:
+def predictor(history: History, initial: float | None = None) -> str | None:
+    """The matrix that makes the predictions: the last one that receives gradient, as a rule.
+
+    A head may be defined before the body. Where the last matrix shows no softmax, and its number of units
+    does not fit the first loss (within a third of its logarithm), it is the last that does both, if there is one.
+    """
+    if "predictor" not in history.__dict__:
+        if initial is None:
+            initial = outcome(history).initial
+            return predictor(history, initial)
+        history.__dict__["predictor"] = _predictor(history, initial)
+    return history.__dict__["predictor"]
+
+
+def _predictor(history: History, initial: float) -> str | None:
+    last = history.output
+    if last is None or sums_to_zero(history, last):
+        return last
+    fits = []
+    for name in history.names(*MATRICES):
+        shape = history.of(name, "shape")
+        level = math.log(shape[0]) if len(shape) >= 2 and shape[0] > 1 else math.nan
+        if abs(initial - level) <= 0.35 * level:
+            fits.append(name)
+    return next((n for n in reversed(fits) if sums_to_zero(history, n)), last) if last not in fits else last
+
+
+def _classes(history: History, initial: float) -> int:
     """Rows of the matrix that makes the predictions, or of an embedding that is tied to it."""
     table = history.tensors
     tied = table.index[(table["role"] == "embedding") & (table["names"].map(len) > 1)]
-    last = str(tied[-1]) if len(tied) else history.output
+    last = str(tied[-1]) if len(tied) else predictor(history, initial)
     shape = history.of(last, "shape") if last else []
     return int(shape[0]) if len(shape) >= 2 else 0
 

@@ -24,9 +24,11 @@ FAMILIES = (
     "rates",
     "precision",
     "scales",
+    "data",
     "attention",
     "losses",
     "overfitting",
+    "regression",
     "drift",
 )
 _table: dict[tuple[str, str], tuple[str, Detector]] = {}

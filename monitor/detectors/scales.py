@@ -7,17 +7,13 @@ import math
 import numpy as np
 
 from ..findings import Finding
-from .gradients import softmax_bias
 from .history import MATRICES, Floats, History, nanmedian
-from .outcome import Outcome, outcome, smooth
+from .outcome import Outcome, outcome, predictor
 from .rates import held, largest_rate
 from .registry import detector
 
 #: Inputs whose root mean square is this far above 1 are not normalised.
 HUGE_INPUT = 30.0
-#: A batch whose inputs are so many times larger than usual (catalogue of data faults: 4; here 10, on one
-#: capture).
-INPUT_JUMP = 10.0
 #: Logits of a fresh network are of order 1; beyond this they make the first loss.
 LARGE_OUTPUT = 5.0
 #: Gain of a layer, rms(w) sqrt(fan_in): about 0.6 (torch's default) to 1.4 (He). Below this a stack of layers
@@ -25,9 +21,6 @@ LARGE_OUTPUT = 5.0
 SMALL_GAIN = 0.1
 #: A first cross-entropy so many times log(classes) is made by the weights (TheDeepChecker: 2).
 START_OVER_TRIVIAL = 2.5
-#: A batch whose mean of prediction - label is below -SURPRISED holds mostly one class that was not expected;
-#: it happens in so many captures at least.
-SURPRISED, OFTEN = 0.5, 0.1
 #: Logits of this size, and so many times that of a quarter of the run, run away.
 LARGE_LOGITS, LOGITS_GREW = 10.0, 3.0
 #: Weight decay over gradient; what is left of the weights' first size; and of the first loss.
@@ -69,23 +62,35 @@ def input_size(history: History) -> tuple[str | None, Floats]:
     return None, np.full(history.captures, np.nan)
 
 
-def first_output(history: History) -> float:
-    """Root mean square of the predictions before the first step; NaN without activations."""
-    name = history.output
-    module = history.of(name, "module") if name else None
-    if module is None or history.captures == 0 or history.steps[0] > 0:
-        return math.nan
-    return float(history.table("activation", "rms", (module,))[0, 0])
+def first_outputs(history: History) -> list[float]:
+    """Root mean squares, before the first step, of what may be predictions; empty without activations.
+
+    The layer that makes the predictions as far as the log tells, and those with the fewest units: a head may
+    be defined anywhere, and there may be several.
+    """
+    last = predictor(history)
+    if last is None or history.captures == 0 or history.steps[0] > 0:
+        return []
+    rows = {
+        n: int(history.of(n, "shape")[0]) for n in history.names(*MATRICES) if len(history.of(n, "shape"))
+    }
+    heads = [last, *(n for n in rows if n != last and rows[n] == min(rows.values()))]
+    sizes = history.table("activation", "rms", tuple(history.of(n, "module") for n in heads))[0]
+    return [float(v) for v in sizes if np.isfinite(v)]
 
 
-def _made_by_output(facts: Outcome, size: float) -> bool:
-    """The first loss is the network's own output: far too large, and far above what the training reaches."""
-    if not size > LARGE_OUTPUT or facts.points < 20:
-        return False
-    cross_entropy = math.isfinite(facts.trivial) and facts.initial > START_OVER_TRIVIAL * facts.trivial
-    squared = 0.3 < facts.initial / size**2 < 3
-    linear = 0.3 < facts.initial / size < 3
-    return cross_entropy or ((squared or linear) and facts.best < facts.initial / 20)
+def made_by_output(facts: Outcome, sizes: list[float]) -> float:
+    """The size of the first predictions when they make the first loss, far above what the training reaches;
+    else 0.
+    """
+    for size in sizes if facts.points >= 20 else ():
+        cross_entropy = math.isfinite(facts.trivial) and facts.initial > START_OVER_TRIVIAL * facts.trivial
+        squared = 0.3 < facts.initial / size**2 < 3
+        linear = 0.3 < facts.initial / size < 3
+        enough = cross_entropy or ((squared or linear) and facts.best < facts.initial / 20)
+        if size > LARGE_OUTPUT and enough:
+            return size
+    return 0.0
 
 
 @detector("bad_init_scale")
@@ -109,9 +114,10 @@ def bad_init_scale(history: History) -> Finding | None:
 
 
 def _too_large(history: History, names: tuple[str, ...], gain: Floats) -> Finding | None:
-    size, facts = first_output(history), outcome(history)
+    facts = outcome(history)
+    size = made_by_output(facts, first_outputs(history))
     module, inputs = input_size(history)
-    if not _made_by_output(facts, size) or (module is not None and inputs.size and inputs[0] > HUGE_INPUT):
+    if not size or (module is not None and inputs.size and inputs[0] > HUGE_INPUT):
         return None
     order = [int(i) for i in np.argsort(-np.nan_to_num(gain))]
     return history.finding(
@@ -155,101 +161,6 @@ def _too_small(history: History, names: tuple[str, ...], gain: Floats) -> Findin
     )
 
 
-@detector("data_fault")
-def data_fault(history: History) -> Finding | None:
-    """Batches that a network cannot use: huge inputs, one broken batch, or batches sorted by label.
-
-    Inputs (estimated from the first layer's output) with a root mean square above 30 that make the first
-    loss; a batch whose inputs are ten times their usual size while the loss jumps; or, for a classifier,
-    batches that keep holding nearly one class: the gradient of the output's bias is the mean of prediction
-    minus label, and its minimum is below -0.5 in a tenth of the captures of each half of the run. Told apart:
-    large inputs that a normalisation layer takes care of, imbalanced classes (which are learnt early), small
-    batches.
-    """
-    return _huge_inputs(history) or _odd_batch(history) or _sorted_batches(history)
-
-
-_NORMALISE = "Normalise the inputs (subtract the mean, divide by the standard deviation of the training set)."
-
-
-def _huge_inputs(history: History) -> Finding | None:
-    module, size = input_size(history)
-    facts = outcome(history)
-    early = nanmedian(size[:3]) if size.size else math.nan
-    if module is None or not early > HUGE_INPUT or not _made_by_output(facts, first_output(history)):
-        return None
-    return history.finding(
-        "data_fault",
-        "critical" if facts.bad else "warning",
-        f"The inputs of {module} are of size {early:.3g} instead of about 1: they make the first loss "
-        f"({facts.initial:.4g}).",
-        first=history.steps[0],
-        layers=[module],
-        evidence={"input_rms": early, "threshold": HUGE_INPUT, "loss_start": facts.initial},
-        advice=_NORMALISE,
-        confidence=0.8,
-    )
-
-
-def _odd_batch(history: History) -> Finding | None:
-    module, size = input_size(history)
-    losses = history.train_loss
-    if module is None or history.captures < 12 or losses.step.size < 20:
-        return None
-    course = smooth(losses)
-    for row in range(10, history.captures):
-        usual = nanmedian(size[max(0, row - 50) : row])
-        if not size[row] > INPUT_JUMP * usual:
-            continue
-        step = int(history.steps[row])
-        at = int(np.searchsorted(losses.step, step))
-        if at == 0 or at >= losses.step.size or not losses.value[at] > 3 * course[at - 1] > 0:
-            continue
-        facts = outcome(history)
-        return history.finding(
-            "data_fault",
-            "critical" if facts.diverged else "warning",
-            f"The batch of step {step} has inputs {size[row] / usual:.3g} times as large as usual, the "
-            "loss jumps from "
-            f"{course[at - 1]:.4g} to {losses.value[at]:.4g}, and {facts.words()}.",
-            first=step,
-            last=step,
-            layers=[module],
-            evidence={"input_over_usual": float(size[row] / usual), "threshold": INPUT_JUMP},
-            advice="Look at this batch: broken records, another unit, missing normalisation; clip inputs "
-            "and gradients.",
-            confidence=0.9,
-        )
-    return None
-
-
-def _sorted_batches(history: History) -> Finding | None:
-    bias = softmax_bias(history)
-    if bias is None or outcome(history).diverged or history.captures < 20:
-        return None
-    samples = nanmedian(history.table("activation", "samples", (history.of(bias, "module"),)))
-    lowest = np.nan_to_num(history.table("gradient", "min", (bias,))[:, 0])
-    if (
-        samples < 16 or lowest.min() < -1.05
-    ):  # chance in small batches; gradients that are no mean over a batch
-        return None
-    surprise = lowest < -SURPRISED
-    half = history.captures // 2
-    if min(surprise[:half].mean(), surprise[half:].mean()) < OFTEN:
-        return None
-    return history.finding(
-        "data_fault",
-        "warning",
-        f"Batches hold nearly one class at a time: in {surprise.mean():.0%} of the captured steps more "
-        "than half of a batch "
-        f"is of one class that the network did not expect.",
-        first=history.steps[0],
-        evidence={"share_of_captures": float(surprise.mean()), "threshold": OFTEN},
-        advice="Shuffle the training data (DataLoader(shuffle=True)).",
-        confidence=0.8,
-    )
-
-
 @detector("logit_drift")
 def logit_drift(history: History) -> Finding | None:
     """The logits of a classifier run away.
@@ -259,7 +170,7 @@ def logit_drift(history: History) -> Finding | None:
     Told apart: a classifier that grows confident, whose loss falls.
     """
     facts = outcome(history)
-    name = history.output
+    name = predictor(history)
     if name is None or not facts.bad or not math.isfinite(facts.trivial) or history.captures < 8:
         return None
     module = history.of(name, "module")
