@@ -8,7 +8,7 @@ import numpy as np
 
 from ..findings import Finding
 from .history import MATRICES, Floats, History, Series, nanmedian, persistent, portion
-from .outcome import outcome
+from .outcome import LEAST_STEPS, outcome
 from .registry import detector
 
 #: A step that changes a weight by a tenth of its size is too large (torchmortem, TheDeepChecker: 1e-1).
@@ -327,14 +327,14 @@ def layer_imbalance(history: History) -> Finding | None:
 
     The largest median update ratio is more than 100 times the smallest, over matrices of the same kind that
     receive gradient and are meant to move, in most captures. Told apart: learning rates of zero, embeddings,
-    LoRA, weights near zero.
+    LoRA, weights near zero, the first hundred steps (branches that start at zero wake up in them).
     """
     names = history.names(*MATRICES)
-    if len(names) < 2 or history.captures < 5:
+    if len(names) < 2 or history.captures < 5 or history.steps[-1] - history.steps[0] < LEAST_STEPS:
         return None
     ratio = update_ratios(history, names)
     ratio[ratio == 0] = np.nan
-    ratio[history.states(names) == "lr_zero"] = np.nan
+    ratio[history.has_state(names, "lr_zero")] = np.nan
     usual = nanmedian(ratio, axis=0)
     known = np.flatnonzero(np.isfinite(usual))
     if known.size < 2:

@@ -17,6 +17,8 @@ DEAD = 0.5
 #: 1 % of the
 #: samples (SageMaker Debugger's limit) is missed by 256 of them with a chance of 8 %.
 LEAST_CAPTURES, LEAST_SAMPLES = 5, 256
+#: Steps for which units must have been silent when the training does well: they may wake up again.
+ASLEEP = 50
 
 
 @detector("dead_units")
@@ -43,9 +45,15 @@ def dead_units(history: History) -> Finding | None:
             raise Unjudged("neither activations nor gradient rows were captured often enough")
         return None
     facts = outcome(history)
-    if by_rows and not facts.bad:
+    if not facts.bad:  # units that are silent for a while may wake up in a training that does well
+        worst = {m: (share, since) for m, (share, since) in worst.items() if _long_ago(history, since)}
+    if not worst or (by_rows and not facts.bad):
         return None
     return _dead_finding(history, worst, by_rows)
+
+
+def _long_ago(history: History, step: int) -> bool:
+    return history.last_step - step >= ASLEEP
 
 
 def _dead_finding(history: History, worst: dict[str, tuple[float, int]], by_rows: bool) -> Finding:
