@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="RUN",
-        help="earlier good runs to compare with",
+        help="earlier good runs to compare with, or one file that `calibrate` has made of them",
     )
     check.add_argument("--format", choices=("text", "json"), default="text", help="(default: %(default)s)")
     check.add_argument(
@@ -101,6 +101,19 @@ def build_parser() -> argparse.ArgumentParser:
         "layerwatch explain vanishing_gradients",
     )  # fmt: skip
     explain.add_argument("code", nargs="?", metavar="CODE", help="problem code; none: list all")
+
+    calibrate = command(
+        "calibrate", "learn from a project's healthy runs what is normal, for `check --baseline`",
+        "layerwatch calibrate runs --out normal.json",
+    )  # fmt: skip
+    calibrate.add_argument("paths", nargs="+", metavar="DIR", help="folders of runs, or runs, or their URLs")
+    calibrate.add_argument(
+        "--out",
+        type=Path,
+        default=Path("layerwatch-normal.json"),
+        metavar="FILE",
+        help="(default: %(default)s)",
+    )
 
     runs = command("runs", "list the runs below a folder", "layerwatch runs runs")
     runs.add_argument(

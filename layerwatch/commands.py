@@ -8,12 +8,14 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from .monitor import Finding, Run
+    from .monitor.normal import Normal
 
 SEVERITIES = ("info", "warning", "critical")
 STYLES = {"info": "cyan", "warning": "yellow", "critical": "bold red"}
@@ -81,7 +83,7 @@ def _check_port(port: int, host: str = "127.0.0.1") -> None:
 
 
 def check(options: argparse.Namespace) -> int:
-    runs, baselines = [_open(path) for path in options.runs], [_open(path) for path in options.baseline]
+    runs, baselines = [_open(path) for path in options.runs], _baselines(options.baseline)
     found = [(run, run.findings(baselines), run.notes(baselines)) for run in runs]
     if options.format == "json":
         document = {
@@ -98,6 +100,47 @@ def check(options: argparse.Namespace) -> int:
             _print_findings(run, findings, notes)
     worst = max((SEVERITIES.index(f.severity) for _, findings, _ in found for f in findings), default=-1)
     return int(options.fail_on is not None and worst >= SEVERITIES.index(options.fail_on))
+
+
+def _baselines(paths: Sequence[str]) -> Normal | tuple[()]:
+    """What is normal by these runs, or by this file."""
+    from .monitor import RunError
+    from .monitor.normal import learn_runs
+    from .monitor.normal_file import read_normal
+
+    files = [path for path in paths if Path(path).is_file()]
+    if files and len(paths) > 1:
+        raise RunError(
+            f"expected one file of `layerwatch calibrate`, or runs, got {' '.join(paths)}: a file stands for "
+            "its runs, calibrate again to add others"
+        )
+    if files:
+        return read_normal(files[0])
+    return learn_runs(_open(path) for path in paths) if paths else ()
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    from rich.markup import escape
+
+    from .monitor.calibration import calibrate as learn
+    from .monitor.normal_file import write_normal
+
+    if options.out.is_dir():
+        raise ValueError(f"expected a file to write, but {options.out} is a folder: choose another --out")
+    normal, left_out = learn(options.paths)
+    write_normal(normal, options.out)
+    table = _table("what", "compared", "limit in mean absolute deviations")
+    for signal, envelope in normal.layers.items():
+        table.add_row(signal, f"{len(envelope.names)} layers", f"{envelope.limit:.3g}")
+    for name, envelope in normal.scalars.items():
+        table.add_row(escape(name), "scalar", f"{envelope.limit:.3g}")
+    _say(table)
+    print(f"{options.out}: normal by {len(normal.runs)} runs: {', '.join(normal.runs)}")
+    for path, reason in left_out.items():
+        print(f"left out: {path}: {reason}")
+    if len(normal.runs) < 3:
+        print("two runs say little about the spread: the limits are wide, add a third")
+    return 0
 
 
 def _open(path: str) -> Run:

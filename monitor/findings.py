@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from .detectors.history import History
+    from .normal import Normal
     from .run import Run
 
 Severity = Literal["info", "warning", "critical"]
@@ -104,8 +105,8 @@ CAUSES: dict[str, tuple[str, ...]] = {
         "weight_growth",
     ),
     "frozen_parameters": ("low_precision_stall", "schedule_fault", "vanishing_gradients"),
-    "dead_units": ("loss_spike", *_BLOWS),
-    "unused_parameters": ("dead_units", "gradient_underflow", *_BLOWS),
+    "dead_units": ("symmetric_units", "loss_spike", *_BLOWS),
+    "unused_parameters": ("symmetric_units", "dead_units", "gradient_underflow", *_BLOWS),
     "exploding_gradients": ("saturated_units", "loss_spike", *_BLOWS),
     "vanishing_gradients": (
         "dead_units",
@@ -137,31 +138,34 @@ CAUSES: dict[str, tuple[str, ...]] = {
 }
 
 
-def find(run: Run, baselines: Sequence[Run] = ()) -> tuple[list[Finding], list[str]]:
+def find(run: Run, baselines: Sequence[Run] | Normal = ()) -> tuple[list[Finding], list[str]]:
     """Ask every registered detector about a run.
 
     Args:
-        run: the run to judge. baselines: earlier good runs of the same training.
+        run: the run to judge. baselines: earlier good runs of the same training, or what was learnt of them.
 
     Returns: Findings, root cause first, then worst first, one per problem; and notes: what could not be
         judged, and why. A detector that raises becomes a note.
     """
     from .detectors.history import History
     from .detectors.thinned import Thinned, sparing
+    from .normal import known
 
-    source, *others = map(sparing, (run, *baselines))
-    found, notes = judge(History(source), [History(other) for other in others])
+    source, normal = sparing(run), known(baselines)
+    found, notes = judge(History(source), normal)
     return found, [*notes, source.note] if isinstance(source, Thinned) else notes
 
 
-def judge(history: History, baselines: Sequence[History] = ()) -> tuple[list[Finding], list[str]]:
-    """`find` on histories."""
+def judge(history: History, normal: Normal | None = None) -> tuple[list[Finding], list[str]]:
+    """`find` on a history."""
     from .detectors import registered
     from .detectors.needs import lacking
     from .detectors.registry import Unjudged
+    from .detectors.regression import notes as remarks
 
     detectors, notes = registered()
-    history.baselines = tuple(baselines)
+    history.normal = normal
+    notes += remarks(history)
     found: dict[str, Finding] = {}
     unjudged: dict[str, list[str]] = {}  # reason -> problems
     for problem, detector in detectors:

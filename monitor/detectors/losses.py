@@ -1,4 +1,4 @@
-"""What the losses themselves say: nothing is learnt, a spike, worse than earlier runs."""
+"""What the losses themselves say: nothing is learnt, a spike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from ..findings import Finding
 from .history import History, Series
 from .outcome import AT_TRIVIAL, STALLED, finite, outcome, smooth
 from .registry import detector
-from .validation import running_median
 
 #: Spread of log loss that a healthy run does not leave (robust z; six healthy language-model runs stayed
 #: below 4.5).
@@ -117,15 +116,14 @@ def loss_spike(history: History) -> Finding | None:
         return None
     logs = np.log(series.value)
     best = np.minimum.accumulate(smooth(series))
-    for at in range(30, logs.size):
+    rise = series.value[30:] - best[29:-1]
+    high = rise > 0.5 * np.maximum(facts.initial - best[29:-1], 0.1 * abs(facts.initial))
+    for at in 30 + np.flatnonzero(high):
         window = logs[max(0, at - 100) : at]
         middle = float(np.median(window))
         spread = max(1.4826 * float(np.median(np.abs(window - middle))), 0.02)
         z = (logs[at] - middle) / spread
-        lost = series.value[at] - best[at - 1] > 0.5 * max(
-            facts.initial - best[at - 1], 0.1 * abs(facts.initial)
-        )
-        if z > SPIKE and lost:
+        if z > SPIKE:
             if at + 10 < logs.size and np.median(logs[at + 10 : at + 50]) > np.max(logs[at : at + 5]) + 1.0:
                 return None  # it goes on rising: divergence, not a spike
             return _spike(history, series, at, z)
@@ -152,50 +150,3 @@ def _spike(history: History, series: Series, at: int, z: float) -> Finding:
         "such batches.",
         confidence=0.85,
     )
-
-
-@detector("regression")
-def regression(history: History) -> Finding | None:
-    """The run ends worse than the earlier good runs it is compared with.
-
-    At the last three evaluations (of val_loss, else of the smoothed training loss) the run is above the
-    baselines' median by more than six median absolute deviations and 10 %, with at least three baselines; by
-    50 % with fewer.
-    """
-    if not history.baselines:
-        return None
-    pick = "val_loss" if history.val_loss.step.size >= 3 else "train_loss"
-    own = finite(getattr(history, pick))
-    others = [finite(getattr(b, pick)) for b in history.baselines]
-    others = [o for o in others if o.step.size >= 3]
-    if own.step.size < 3 or not others:
-        return None
-    mine = _course(own, pick)
-    theirs = np.stack([np.interp(own.step, o.step, _course(o, pick)) for o in others])
-    middle = np.median(theirs, axis=0)
-    spread = 1.4826 * np.median(np.abs(theirs - middle), axis=0)
-    margin = np.maximum(6 * spread, 0.1 * np.abs(middle)) if len(others) >= 3 else 0.5 * np.abs(middle)
-    worse = mine > middle + margin
-    if not worse[-3:].all():
-        return None
-    misses = np.flatnonzero(~worse)
-    begin = int(misses[-1]) + 1 if misses.size else 0
-    return history.finding(
-        "regression",
-        "warning",
-        f"{pick} ends at {mine[-1]:.4g}, where {len(others)} earlier runs had {middle[-1]:.4g}; it has "
-        "been worse since step "
-        f"{own.step[begin]}.",
-        first=own.step[begin],
-        evidence={
-            "value": float(mine[-1]),
-            "baseline": float(middle[-1]),
-            "threshold": float((middle + margin)[-1]),
-        },
-        advice="Compare code, data, configuration and library versions with the earlier runs.",
-        confidence=0.9 if len(others) >= 3 else 0.6,
-    )
-
-
-def _course(series: Series, pick: str) -> np.ndarray:
-    return smooth(series) if pick == "train_loss" else running_median(series.value)

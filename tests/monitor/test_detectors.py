@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from layerwatch.monitor.courses import courses
 from layerwatch.monitor.detectors import Arrays, History, registered
 from layerwatch.monitor.detectors.history import lasting, persistent
 from layerwatch.monitor.detectors.outcome import outcome
 from layerwatch.monitor.findings import Finding, judge
+from layerwatch.monitor.normal import learn
 
 N, LAYERS, UNITS = 200, 6, 32
 DETECTORS = dict(registered()[0])
@@ -600,11 +602,11 @@ def test_worse_than_the_baselines_is_a_regression() -> None:
     for seed in range(5):
         other = Made()
         other.val = other.val + 0.01 * np.random.default_rng(seed).standard_normal(other.val.size)
-        baselines.append(other.history())
-    assert judge(Made().history(), baselines)[0] == []
+        baselines.append(courses(other.history()))
+    assert judge(Made().history(), learn(baselines))[0] == []
     worse = Made()
     worse.val[4:] += 0.3
-    found = judge(worse.history(), baselines)[0]
+    found = judge(worse.history(), learn(baselines))[0]
     assert [f.problem for f in found] == ["regression"]
     assert found[0].first_step in (79, 99)
 
