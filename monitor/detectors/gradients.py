@@ -39,7 +39,8 @@ def leverage(history: History, names: tuple[str, ...]) -> Floats:
     course = np.abs(smooth(losses))
     at = np.clip(np.searchsorted(losses.step, history.steps, side="right") - 1, 0, len(course) - 1)
     level = np.fmax(np.nan_to_num(course[at]), scale)
-    product = history.table("gradient", "norm", names) * history.table("weight", "norm", names)
+    with np.errstate(over="ignore"):
+        product = history.table("gradient", "norm", names) * history.table("weight", "norm", names)
     product[history.skipped] = np.nan
     return product / level[:, None]
 

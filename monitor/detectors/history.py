@@ -105,11 +105,15 @@ class Arrays:
         return self._frame("drift")
 
     def _frame(self, kind: str) -> pd.DataFrame:
-        frames = [
-            pd.DataFrame(dict(columns)).assign(tensor=name)
-            for name, columns in self.rows.get(kind, {}).items()
-        ]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["step", "tensor"])
+        tensors = self.rows.get(kind, {})
+        sizes = {name: len(columns["step"]) for name, columns in tensors.items()}
+        found: dict[str, Any] = {"step": np.empty(0, np.int64)} if not tensors else {}
+        for column in dict.fromkeys(c for columns in tensors.values() for c in columns):
+            parts = [
+                np.broadcast_to(columns.get(column, np.nan), sizes[name]) for name, columns in tensors.items()
+            ]
+            found[column] = np.concatenate(parts)
+        return pd.DataFrame({**found, "tensor": np.repeat(list(sizes), list(sizes.values()))})
 
     def activity(self, kind: str, tensor: str) -> tuple[Ints, Bools]:
         steps, units = self.active.get((kind, tensor), ((), np.empty((0, 0))))

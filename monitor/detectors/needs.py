@@ -18,7 +18,8 @@ Need = Callable[[History], str]
 def _captures(least: int) -> Need:
     def lacking(history: History) -> str:
         n = history.captures
-        return "" if n >= least else f"only {n or 'no'} step{'s were' if n != 1 else ' was'} captured"
+        many = {0: "no step was", 1: "only 1 step was"}.get(n, f"only {n} steps were")
+        return "" if n >= least else f"{many} captured"
 
     return lacking
 

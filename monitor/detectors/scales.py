@@ -85,7 +85,7 @@ def made_by_output(facts: Outcome, sizes: list[float]) -> float:
     """
     for size in sizes if facts.points >= 20 else ():
         cross_entropy = math.isfinite(facts.trivial) and facts.initial > START_OVER_TRIVIAL * facts.trivial
-        squared = 0.3 < facts.initial / size**2 < 3
+        squared = 0.3 < facts.initial / (size * size) < 3
         linear = 0.3 < facts.initial / size < 3
         enough = cross_entropy or ((squared or linear) and facts.best < facts.initial / 20)
         if size > LARGE_OUTPUT and enough:
