@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, set_props
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, no_update, set_props
 from flask import request
 from werkzeug.routing import PathConverter
 
@@ -81,6 +81,8 @@ def create_app(
     app.server.extensions["layerwatch"] = library
     app.server.url_map.converters["name"] = _Name
     app.server.add_url_rule("/run/<name:path>", "run", lambda path: app.index())
+    app.server.add_url_rule("/problems", "problems", lambda: app.index())
+    app.server.add_url_rule("/problems/<code>", "problem", lambda code: app.index())
     protect(app.server, access or Access(host))
     if prefix:
         app.server.wsgi_app = below(app.server.wsgi_app, prefix)
@@ -127,6 +129,8 @@ def _register(app: Dash, library: Library) -> None:
         prevent_initial_call=True,
     )
     def follow(_pulse: Any, _verdict: Any, page: dict[str, Any]) -> tuple[Any, str]:
+        if page.get("page") == "problems":  # a text, which nothing changes
+            return no_update, "hidden"
         return headline(library, View(page.get("page", "runs"), page.get("run", ""))), "hidden"
 
     run_in_browser = app.clientside_callback

@@ -13,10 +13,10 @@ from .. import __version__
 from ..monitor import RunError
 from .components import aria, badge, notice
 from .figures.theme import FONT, style_of
-from .pages import PAGES
+from .pages import PAGES, problems
 from .queries import Library
 from .text import age, integer
-from .urls import RUN_PAGES, View, href
+from .urls import RUN_PAGES, View, href, problem_href
 
 log = logging.getLogger(__name__)
 #: Mantine's ten greys of the dark theme, in the blue tint of assets/style.css.
@@ -128,7 +128,9 @@ def _navigation(library: Library, view: View) -> list[Any]:
         maxDropdownHeight=420,
         **aria("run"),
     )
-    pages = html.Div([items[0], html.Div(switch, className="switch"), *items[1:]], className="nav-links")
+    about = html.A("Problems", href=problem_href(), className=_link("problems", view))
+    parts = [items[0], html.Div(switch, className="switch"), *items[1:], about]
+    pages = html.Div(parts, className="nav-links")
     foot = html.Div(f"version {__version__}", className="nav-foot")
     return [html.Div([_brand(), pages, foot], className="nav-inner")]
 
@@ -145,6 +147,10 @@ def _link(page: str, view: View) -> str:
 
 def headline(library: Library, view: View) -> list[Any]:
     """Name, health and age of the run; updated while it trains."""
+    if view.page == "problems":
+        page = problems.about(view)
+        said = page.code if page else "what the detectors look for"
+        return [html.H1(page.title if page else "Problems"), html.Div(said, className="subtitle")]
     if view.page == "runs" or not view.run:
         count = len(library.runs())
         line = f"{count} run{'' if count == 1 else 's'} in {library.title}"

@@ -22,7 +22,7 @@ RUN_PAGES = {
 
 @dataclass(frozen=True)
 class View:
-    """One page of one run (page "runs" has none) and the choices made on it."""
+    """One page of one run ("runs" and "problems" have none) and the choices made on it."""
 
     page: str = "runs"
     run: str = ""
@@ -35,6 +35,8 @@ def parse(path: str, search: str = "") -> View:
     parts = [part for part in path.split("/") if part]
     if not parts:
         return View("runs", "", params)
+    if parts[0] == "problems" and len(parts) <= 2:
+        return View("problems", "", params | {"code": unquote(parts[1])} if len(parts) > 1 else params)
     if parts[0] != "run" or len(parts) == 1:
         return View("missing", unquote(path), params)
     page = parts.pop() if len(parts) > 2 and parts[-1] in RUN_PAGES else "overview"
@@ -47,6 +49,11 @@ def href(page: str, run: str = "", **params: str) -> str:
     if page == "runs" or not run:
         return f"{base()}/{query}"
     return f"{base()}/run/{quote(run)}/{page}{query}"
+
+
+def problem_href(code: str = "") -> str:
+    """The address of the page about a problem code, or of the list of all problems."""
+    return f"{base()}/problems{'/' + quote(code, safe='') if code else ''}"
 
 
 def base() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import alerts, compare, drift, gradient_flow, layer, overfitting, overview, runs
+from . import alerts, compare, drift, gradient_flow, layer, overfitting, overview, problems, runs
 
 #: Slug in the URL -> page.
 PAGES: dict[str, ModuleType] = {
@@ -16,4 +16,5 @@ PAGES: dict[str, ModuleType] = {
     "overfitting": overfitting,
     "compare": compare,
     "alerts": alerts,
+    "problems": problems,
 }

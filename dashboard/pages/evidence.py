@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from ...monitor import RunError
+from ...monitor.problems import problems
 from ..components import aria, badge, hidden, layer_link, notice
 from ..excerpt import case
 from ..figures.evidence import Region, evidence
@@ -15,7 +16,7 @@ from ..figures.theme import Figure, Style, message
 from ..plots import Plot, Scene, plot_card
 from ..rules import rule_of
 from ..text import integer, number, words
-from ..urls import View, href, step_range
+from ..urls import View, href, problem_href, step_range
 
 if TYPE_CHECKING:
     from ...monitor.findings import Finding
@@ -133,6 +134,9 @@ def finding_item(run: str, finding: Finding, last_step: int) -> html.Article:
             html.Div(layers, className="finding-layers") if layers else None,
             part("facts", html.P, className="facts dim"),
             advice,
+            html.A("About this problem", href=problem_href(problem), className="finding-about")
+            if problem in problems()
+            else None,
         ],
         className=f"finding {finding.severity}",
     )
@@ -158,6 +162,7 @@ def panel(view: View, library: Library, style: Style) -> html.Div:
     links = [
         html.A(text["layer"][0], href=text["layer"][1], id="evidence-layer", className="action"),
         html.A(text["flow"][0], href=text["flow"][1], id="evidence-flow", className="pill"),
+        html.A("About this problem", href=text["about"], id="evidence-about", className="pill"),
         html.Button("Close", id="evidence-close", className="pill"),
     ]
     name = html.Span(text["name"], id="evidence-name")
@@ -187,7 +192,15 @@ def words_of(library: Library, name: str, problem: str) -> dict[str, Any]:
         missing = "This run has no such finding (any more)." if judged and problem else NONE
         nowhere = ("Layer", href("layer", name))
         flow = ("Gradient flow", href("gradient-flow", name))
-        return {"name": missing, "rule": "", "facts": "", "advice": "", "layer": nowhere, "flow": flow}
+        return {
+            "name": missing,
+            "rule": "",
+            "facts": "",
+            "advice": "",
+            "about": problem_href(),
+            "layer": nowhere,
+            "flow": flow,
+        }
     text, rule = said(finding), rule_of(problem)
     run = library.run(name)
     steps = shown_range(finding, run.last_step)
@@ -195,8 +208,10 @@ def words_of(library: Library, name: str, problem: str) -> dict[str, Any]:
     target = {"tensor": layer, "range": steps} if layer else {"range": steps}
     return {
         "name": f"{words(problem)}, {text['since']} (shaded). Dashed: the threshold.",
-        "rule": rule.text
-        or "This problem comes from a detector that was added; its rule is in its own documentation.",
+        "rule": problems()[problem].rule
+        if problem in problems()
+        else "This problem comes from a detector that was added; its rule is in its own documentation.",
+        "about": problem_href(problem if problem in problems() else ""),
         "facts": text["facts"] or text["summary"],
         "advice": text["advice"] or "–",
         "layer": (f"Open {layer}" if layer else "Open the layers", href("layer", name, **target)),
@@ -252,6 +267,7 @@ def register(app: Dash, library: Library) -> None:
         Output("evidence-layer", "href"),
         Output("evidence-flow", "children"),
         Output("evidence-flow", "href"),
+        Output("evidence-about", "href"),
         Output("evidence", "className"),
         Input({"state": "finding"}, "value"),
         Input("verdict", "data"),
@@ -261,7 +277,8 @@ def register(app: Dash, library: Library) -> None:
     def explain(problem: str, _verdict: Any, page: dict[str, Any]) -> tuple[Any, ...]:
         text = words_of(library, page["run"], problem or "")
         lines = (text["name"], text["rule"], text["facts"], text["advice"])
-        return *lines, *text["layer"], *text["flow"], "evidence" if problem else "evidence hidden"
+        look = "evidence" if problem else "evidence hidden"
+        return *lines, *text["layer"], *text["flow"], text["about"], look
 
     @app.callback(
         Output("findings", "children"),

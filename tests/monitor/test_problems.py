@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,15 @@ def test_links_lead_to_pages_and_views_that_exist(code: str) -> None:
     views = re.findall(r"\*([^*]+)\*", PAGES[code].sections["How it shows"])
     assert set(views) <= {quantity.title for quantity in QUANTITIES.values()}
     assert not re.search(r"<\w+[^>]*>", re.sub(r"```.*?```", "", text, flags=re.DOTALL)), "no HTML"
+
+
+@pytest.mark.parametrize("code", PAGES)
+def test_a_list_stands_apart_from_the_paragraph_before(code: str) -> None:
+    """Not every reader of Markdown sees a list otherwise: the dashboard's does not."""
+    lines = re.sub(r"```.*?```", "", page_text(code), flags=re.DOTALL).splitlines()
+    for before, line in itertools.pairwise(lines):
+        if re.match(r"- |\d+\. ", line):
+            assert not before.strip() or re.match(r"- |\d+\. |\s|#", before), f"{code}.md: {line[:50]}"
 
 
 @pytest.mark.parametrize("code", PAGES)
