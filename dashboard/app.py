@@ -12,15 +12,18 @@ from flask import request
 from werkzeug.routing import PathConverter
 
 from . import downloads, live, names, visible
+from .opening import Opened, Opener, address
 from .pages import PAGES
 from .prefix import below, prefix_of
 from .queries import Library
 from .security import Access, protect
 from .sent import Sent
-from .shell import cursor, defaults, headline, nav_run, open_page, screen_of_browser, shell
-from .urls import View, parse
+from .shell import SCREEN, headline, screen_of_browser, shell
+from .static import alone, together
+from .urls import View
 
 log = logging.getLogger(__name__)
+ASSETS = Path(__file__).parent / "assets"
 
 
 class _Name(PathConverter):
@@ -32,6 +35,8 @@ class _Name(PathConverter):
 class _Page(Dash):
     """Dash with our HTML: a language, and the theme of the last visit before the first paint."""
 
+    together: dict[str, str]  # our scripts and styles, see `static`
+
     def interpolate_index(self, **parts: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         theme = screen_of_browser()["theme"]
         icon = f'<link rel="icon" href="{self.get_asset_url("icon.svg")}">'
@@ -39,10 +44,17 @@ class _Page(Dash):
         plotly = self.get_relative_path("/_dash-component-suites/plotly/package_data/plotly.min.js")
         runs = request.path == "/"
         early = f'<link id="plotly" rel="{"prefetch" if runs else "preload"}" as="script" href="{plotly}">'
-        head = f"{icon}{parts['metas']}<title>{parts['title']}</title>{parts['css']}{early}"
+        if request.cookies.keys() >= SCREEN and "theme" not in request.args:
+            # So does the layout, which Dash asks for when all scripts have run.
+            layout = self.get_relative_path("/_dash-layout")
+            early += f'<link rel="preload" as="fetch" href="{layout}" crossorigin="anonymous">'
+        ours = {kind: self.get_relative_path(f"/assets/{name}") for kind, name in self.together.items()}
+        css = f'{alone(parts["css"])}<link rel="stylesheet" href="{ours["css"]}">'
+        head = f"{icon}{parts['metas']}<title>{parts['title']}</title>{css}{early}"
         # The grid is a quarter of all scripts, and only the Runs page has one.
         grid = "" if runs else r'<script src="[^"]*/dash_ag_grid/[^"]*"></script>'
-        scripts = parts["config"] + re.sub(grid, "", parts["scripts"]) + parts["renderer"]
+        script = f'<script src="{ours["js"]}"></script>'
+        scripts = parts["config"] + re.sub(grid, "", alone(parts["scripts"])) + script + parts["renderer"]
         return f"""<!DOCTYPE html>
 <html lang="en" data-mantine-color-scheme="{theme}">
 <head><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -69,7 +81,7 @@ def create_app(
     library = Library(root)
     app = _Page(
         "layerwatch",
-        assets_folder=str(Path(__file__).parent / "assets"),
+        assets_folder=str(ASSETS),
         title="layerwatch",
         update_title="",
         requests_pathname_prefix=f"{prefix}/",
@@ -77,7 +89,10 @@ def create_app(
         suppress_callback_exceptions=True,
         on_error=_report,
     )
-    app.layout = shell
+    sent = Sent()
+    opener = Opener(library, sent)
+    app.layout = lambda: shell(url := address(), opener.open(url, screen_of_browser()) if url else ())
+    app.together = together(app.server, ASSETS)
     app.server.extensions["layerwatch"] = library
     app.server.url_map.converters["name"] = _Name
     app.server.add_url_rule("/run/<name:path>", "run", lambda path: app.index())
@@ -87,18 +102,17 @@ def create_app(
     if prefix:
         app.server.wsgi_app = below(app.server.wsgi_app, prefix)
     downloads.register(app.server, library)
-    sent = Sent()
     live.register(app.server, library, sent)
-    visible.register(app.server, library, sent)
+    visible.register(app.server, library, sent, opener)
     names.register(app.server, library)
-    _register(app, library)
+    _register(app, library, opener)
     for page in PAGES.values():
         page.register(app, library)
         _register_zoom(app, [plot.id for plot in page.PLOTS if plot.on_steps])
     return app
 
 
-def _register(app: Dash, library: Library) -> None:
+def _register(app: Dash, library: Library, opener: Opener) -> None:
     @app.callback(
         Output("nav", "children"),
         Output("title", "children"),
@@ -108,17 +122,8 @@ def _register(app: Dash, library: Library) -> None:
         State("screen", "data"),
         prevent_initial_call=True,
     )
-    def show(url: dict[str, Any], screen: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-        view = parse(url["path"], url.get("search", ""))
-        at, said = cursor(library, view.run)
-        nav, title, body = open_page(library, view, screen)
-        page = {"page": view.page, "run": view.run, "defaults": defaults(body, view)}
-        return (
-            nav,
-            title,
-            body,
-            page | {"cursor": at, "said": said, "built": url.get("count", 0), "nav": nav_run(library, view)},
-        )
+    def show(url: dict[str, Any], screen: dict[str, Any]) -> Opened:
+        return opener.open(url, screen)
 
     @app.callback(
         Output("title", "children", allow_duplicate=True),
@@ -134,14 +139,18 @@ def _register(app: Dash, library: Library) -> None:
         return headline(library, View(page.get("page", "runs"), page.get("run", ""))), "hidden"
 
     run_in_browser = app.clientside_callback
-    run_in_browser(ClientsideFunction("layerwatch", "locate"), Output("url", "data"), Input("mantine", "id"))
+    run_in_browser(
+        ClientsideFunction("layerwatch", "locate"),
+        Output("url", "data"),
+        Input("mantine", "id"),
+        State("page", "data"),
+    )
     run_in_browser(
         ClientsideFunction("layerwatch", "writeState"),
         Output("written", "data"),
         Input({"state": ALL}, "value"),
         Input("screen", "data"),
         State("page", "data"),
-        prevent_initial_call=True,
     )
     run_in_browser(
         ClientsideFunction("layerwatch", "drawVisible"),
@@ -150,7 +159,6 @@ def _register(app: Dash, library: Library) -> None:
         Input("screen", "data"),
         Input("retry", "data"),
         State("page", "data"),
-        prevent_initial_call=True,
     )
     run_in_browser(
         ClientsideFunction("layerwatch", "switchRun"),

@@ -14,6 +14,7 @@ from ..monitor import RunError
 from .clocks import clock_of
 from .components import graph
 from .figures.escape import escaped
+from .figures.margins import framed
 from .figures.theme import TEMPLATES, Figure, Style, message, style_of
 from .figures.times import Clock, shown
 from .sent import Sent
@@ -125,7 +126,7 @@ def draw(
     except Exception as error:  # any other fault is ours; the page must say so and stay usable
         log.exception("drawing %s failed", plot.id)
         figure = message(f"This plot could not be drawn ({type(error).__name__}).", style, failed=True)
-    figure = _laid_out(figure, library, page["run"], controls)
+    figure = framed(_laid_out(figure, library, page["run"], controls))
     layout = figure["layout"]
     layout["template"] = TEMPLATES[style.palette.name]
     layout["uirevision"] = "|".join([page["run"], *(str(controls.get(key)) for key in ("axis", *plot.keep))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -35,19 +36,28 @@ GREYS = [
 ALWAYS_WRITTEN = ("tensor", "with")  # their defaults depend on the log, so a link must say them
 
 
+#: The cookies in which assets/screen.js keeps what the browser says about itself.
+SCREEN = {"layerwatch_theme", "layerwatch_narrow"}
+
+
 def screen_of_browser() -> dict[str, Any]:
-    """What the browser said about itself; assets/screen.js keeps these cookies."""
+    """What the browser said about itself."""
     cookies = request.cookies if has_request_context() else {}
     theme = "dark" if cookies.get("layerwatch_theme") == "dark" else "light"
     return {"theme": theme, "narrow": cookies.get("layerwatch_narrow") == "1"}
 
 
-def shell() -> dmc.MantineProvider:
-    """What stays while pages come and go. The navigation comes first."""
+def shell(url: dict[str, Any] | None = None, opened: Sequence[Any] = ()) -> dmc.MantineProvider:
+    """What stays while pages come and go. The navigation comes first.
+
+    Args:
+        url: where the browser is, when it said so. opened: the navigation, title, body and data of that page.
+    """
     screen = screen_of_browser()
+    nav, title, body, page = opened or (_brand(), None, _skeleton(), {})
     stores = [
-        dcc.Store(id="url"),  # where the browser is: {"path", "search", "count"}
-        dcc.Store(id="page", data={}),  # the page that is open: {"page", "run", "defaults"}
+        dcc.Store(id="url", data=url),  # where the browser is: {"path", "search", "count"}
+        dcc.Store(id="page", data=page),  # the page that is open: {"page", "run", "defaults"}
         dcc.Store(id="pulse", data=""),  # changes when the run grew
         dcc.Store(id="verdict", data=""),  # changes when the detectors said something new
         dcc.Store(id="screen", data=screen),
@@ -81,12 +91,12 @@ def shell() -> dmc.MantineProvider:
     frame = html.Div(
         [
             html.A("Skip to the content", href="#body", className="skip"),
-            html.Nav(_brand(), id="nav", className="nav", **aria("Pages")),  # pyright: ignore[reportArgumentType]
+            html.Nav(nav, id="nav", className="nav", **aria("Pages")),  # pyright: ignore[reportArgumentType]
             html.Div(
                 [
-                    html.Header([html.Div(id="title", className="title"), tools], className="head"),
+                    html.Header([html.Div(title, id="title", className="title"), tools], className="head"),
                     html.Div(id="error", className="hidden", role="alert"),
-                    html.Main(_skeleton(), id="body", className="body", tabIndex=-1),
+                    html.Main(body, id="body", className="body", tabIndex=-1),
                 ],
                 className="content",
             ),

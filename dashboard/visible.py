@@ -12,15 +12,16 @@ from .plots import current, outcome
 from .sent import Sent
 
 if TYPE_CHECKING:
+    from .opening import Opener
     from .queries import Library
 
 PATH = "/api/plots"
 
 
-def register(server: Flask, library: Library, sent: Sent) -> None:
+def register(server: Flask, library: Library, sent: Sent, opener: Opener) -> None:
     """`POST /api/plots`, a JSON object of the run, the page with the values of its controls, the screen and
     the ids of plots -> {id: {"figure", "className", "said"}}, without those that the page does not have: a
-    reader who leaves a page may still ask for its plots.
+    reader who leaves a page may still ask for its plots. "first" is true of those that were in view at once.
     """
 
     @server.post(PATH)
@@ -36,6 +37,8 @@ def register(server: Flask, library: Library, sent: Sent) -> None:
             values = [None if state.get(key) == "" else state.get(key) for key in plot.controls]
             shown = outcome(current(plot, library, sent, {"run": str(asked.get("run"))}, screen, values))
             found[plot.id] = dict(zip(("figure", "className", "said"), shown, strict=True))
+        if asked.get("first") is True:
+            opener.learn(str(asked.get("page")), str(asked.get("run")), screen, list(found))
         answer = Response(str(to_json_plotly(found)), content_type="application/json")
         answer.headers["Cache-Control"] = "no-store"
         return answer

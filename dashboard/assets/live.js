@@ -14,7 +14,13 @@
     return plain.call(this, resource, ...rest).finally(() => (calls -= 1));
   };
 
-  const props = (id) => window.dash_component_api?.getLayout?.(id)?.props;
+  function props(id) {
+    try {
+      return window.dash_component_api.getLayout(id)?.props;
+    } catch {
+      return undefined; // there is no layout yet
+    }
+  }
   const set = (id, change) => window.dash_clientside.set_props(id, change);
   const tag = (figure) => figure?.layout?.meta?.tag;
 

@@ -44,7 +44,9 @@
 
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.layerwatch = {
+    // The first page may have been made from what the browser said on its last visit.
     applyTheme(data) {
+      if (data.theme !== screen.theme || data.narrow !== screen.narrow) setTimeout(set);
       show(data.theme);
       return data.theme;
     },

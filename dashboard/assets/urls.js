@@ -137,8 +137,10 @@
 
   const runPath = (name) => name.split("/").map(encodeURIComponent).join("/");
   Object.assign(window.dash_clientside.layerwatch, {
-    locate() {
+    // The page of this address may have come with the layout.
+    locate(_id, page) {
       setTimeout(readPlotly);
+      if (page?.at === inside(location.pathname) + location.search) return no();
       return here();
     },
 

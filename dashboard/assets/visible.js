@@ -5,6 +5,7 @@
   const MARGIN = "160px", REST = 700; // milliseconds without a change before the plots out of view are drawn
   const near = new Set(), done = new Map(), due = new Map(); // plot id -> what it was, is being drawn from
   let now = null, timer = null, leaving = null, moved = false; // whether the last change was one of the zoom
+  let first = false; // nothing has been asked for on this page
 
   const frames = () => [...document.querySelectorAll(".plot-frame[data-controls]")];
   const plotOf = (frame) => frame.id.slice(0, -"-frame".length);
@@ -12,6 +13,13 @@
   // Everything that a plot is drawn from.
   const sign = (frame) =>
     JSON.stringify([now.built, now.retry, now.screen, JSON.parse(frame.dataset.controls).map((key) => now.state[key])]);
+  // The server has drawn it with the page, from the same values.
+  function came(frame) {
+    if (!frame.dataset.drawn || done.has(plotOf(frame))) return;
+    const is = [...JSON.parse(frame.dataset.controls).map((key) => now.state[key]), now.screen.theme, now.screen.narrow];
+    const same = JSON.parse(frame.dataset.drawn).every((value, i) => String(value ?? "") === String(is[i] ?? ""));
+    if (same) done.set(plotOf(frame), sign(frame));
+  }
   const waits = (frame) => done.get(plotOf(frame)) !== sign(frame) && due.get(plotOf(frame)) !== sign(frame);
 
   const watch = new IntersectionObserver((entries) => {
@@ -22,7 +30,7 @@
   function look() {
     if (!now) return;
     const asked = frames().filter((frame) => near.has(frame) && waits(frame));
-    if (asked.length) ask(asked);
+    if (asked.length) ask(asked, REST, first);
     else later(REST);
   }
   function later(delay) {
@@ -36,8 +44,9 @@
     await ask([next], 30);
   }
 
-  async function ask(asked, pause = REST) {
+  async function ask(asked, pause = REST, early = false) {
     clearTimeout(timer);
+    first = false;
     const { page, run, state, screen } = now;
     const plots = asked.map(plotOf), signs = asked.map(sign);
     plots.forEach((id, i) => due.set(id, signs[i]));
@@ -45,7 +54,7 @@
       const answer = await fetch(`${layerwatch.base}/api/plots`, {
         method: "POST",
         headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ page, run, state, screen, plots }),
+        body: JSON.stringify({ page, run, state, screen, plots, first: early }),
         signal: leaving.signal,
       });
       if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
@@ -77,7 +86,10 @@
     const there = frames();
     if (!there.length && tries) return setTimeout(meet, 20, tries - 1);
     for (const frame of near) if (!frame.isConnected) near.delete(frame);
-    for (const frame of there) watch.observe(frame);
+    for (const frame of there) {
+      came(frame);
+      watch.observe(frame);
+    }
     look();
   }
   addEventListener("pagehide", () => leaving?.abort());
@@ -88,7 +100,9 @@
       const state = Object.fromEntries(inputs.map(({ id, value }) => [id.state, value]));
       leaving?.abort(); // what was asked before is not wanted any more
       leaving = new AbortController();
-      if (now?.built !== page.built) done.clear();
+      if (page?.built === undefined) return window.dash_clientside.no_update; // no page has been opened yet
+      first = now?.built !== page.built;
+      if (first) done.clear();
       due.clear();
       moved = now?.built === page.built && now.state.range !== state.range;
       now = { page: page.page, run: page.run, built: page.built, state, screen, retry };

@@ -16,8 +16,7 @@ from .grid import Grid, limits, pool, scaled
 from .profile import Guide, profile_axis, profile_column, profiles
 from .theme import Figure, Style, margin_bar, message, translucent
 
-#: Two step-like axes that measure themselves collide, so the space below the map is fixed.
-FIXED = {"automargin": False, "title": {"text": "optimizer step", "standoff": 10}}
+FIXED = {"title": {"text": "optimizer step", "standoff": 10}}
 #: More rows than this are labelled by their blocks, and there are at most so many labels.
 LABELS = 46
 

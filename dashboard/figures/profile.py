@@ -108,7 +108,6 @@ def profile_axis(data: list[dict[str, Any]], log: bool, step: str, narrow: bool)
         "title": {"text": f"step {step}", "standoff": 10},
         "nticks": 2 if narrow else 4,
         "fixedrange": True,
-        "automargin": False,
     }
     drawn = [x for trace in data if trace.get("xaxis") == "x2" for x in trace["x"] if x is not None]
     values = np.array(drawn, dtype=float)

@@ -100,7 +100,6 @@ def template(palette: Palette) -> dict[str, Any]:
         "tickcolor": palette.line,
         "zerolinecolor": palette.grid,
         "zerolinewidth": 1,
-        "automargin": True,
         "exponentformat": "power",
         "minexponent": 4,
         "title": {"font": {"size": 12, "color": palette.dim}, "standoff": 8},

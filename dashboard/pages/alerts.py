@@ -34,7 +34,7 @@ FOLLOWED = ("show", "kind", "filter")
 def layout(view: View, library: Library, style: Style) -> list[Any]:
     """The timeline, the list with its filters, what could not be judged."""
     run = library.run(view.run)
-    judged = library.judgement(view.run, wait=1.5)
+    judged = library.judgement(view.run, wait=0.3)
     found = happenings(run, judged)
     present = [(kind, KINDS[kind]) for kind in lanes(found)]
     values = [view.params.get(key, "") for key in FOLLOWED]
@@ -148,7 +148,7 @@ def clock(moment: float | None) -> str:
 
 def draw(scene: Scene) -> Figure:
     """The timeline of what the list shows."""
-    judged = scene.runs.judgement(scene.name, wait=2.0)
+    judged = scene.runs.judgement(scene.name, wait=0.3)
     found = happenings(scene.run, judged)
     wanted = [scene.text(key) for key in FOLLOWED]
     return timeline(

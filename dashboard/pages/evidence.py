@@ -186,7 +186,7 @@ def panel(view: View, library: Library, style: Style) -> html.Div:
 
 def words_of(library: Library, name: str, problem: str) -> dict[str, Any]:
     """Everything that is said beside the plot; links as (text, address)."""
-    judged = library.judgement(name, wait=1.0) if problem else None
+    judged = library.judgement(name, wait=0.3) if problem else None
     finding = chosen(judged, problem)
     if finding is None:
         missing = "This run has no such finding (any more)." if judged and problem else NONE
@@ -224,7 +224,7 @@ def draw(scene: Scene) -> Figure:
     problem = scene.text("finding")
     if not problem:
         return message(NONE, scene.style)
-    judged = scene.runs.judgement(scene.name, wait=2.0)
+    judged = scene.runs.judgement(scene.name, wait=0.3)
     finding = chosen(judged, problem)
     if finding is None:
         wait = (

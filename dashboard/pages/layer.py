@@ -43,7 +43,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     names = selectable(run)
     chosen = view.params.get("tensor", "")
     if chosen not in names:
-        chosen = worst(run, library.judgement(view.run, wait=3.0))
+        chosen = worst(run, library.judgement(view.run, wait=1.0))
     if not chosen:
         return [notice("No layers", "Nothing was captured in this run yet, so there is no layer to show.")]
     classes = dict(zip(SHOWN, available(run, chosen), strict=True))

@@ -31,7 +31,7 @@ MANY = 12  # scalars from which a filter helps
 def layout(view: View, library: Library, style: Style) -> list[Any]:
     """Key figures; losses and evidence beside the findings; the other scalars."""
     run = library.run(view.run)
-    judged = library.judgement(view.run, wait=1.5)
+    judged = library.judgement(view.run, wait=0.3)
     others = other_scalars(run)
     height = 380 + 30 * min(len(judged.findings) if judged else 0, 8)
     values = [frame["value"].to_numpy() for frame in losses(run)]
@@ -154,7 +154,7 @@ def draw_loss(scene: Scene) -> Figure:
     train, val = losses(scene.run)
     if train.empty and val.empty:
         return message(NO_LOSS, scene.style)
-    judged = scene.runs.judgement(scene.name, wait=1.0)
+    judged = scene.runs.judgement(scene.name, wait=0.3)
     picked = evidence.chosen(judged, scene.text("finding"))
     return loss(
         train,

@@ -241,7 +241,7 @@ def test_pages_carry_the_security_headers(client: Client) -> None:
     assert "frame-ancestors 'none'" in content
     assert not re.search(r"https?:|\*|unsafe-eval|script-src[^;]*'unsafe-inline'", content)
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
 
 
 def test_every_inline_script_is_in_the_policy(client: Client) -> None:
