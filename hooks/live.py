@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..monitor import SEVERITIES, LogWriter, Run
+from ..monitor import LogWriter, Run
+from ..monitor.findings import News
 
 if TYPE_CHECKING:
     from ..monitor import Finding
@@ -50,7 +51,7 @@ class LiveCheck:
         self._folder, self._shown, self._log, self._on_finding = folder, shown, log, on_finding
         self._wanted, self._always = wanted, on_finding is not None
         self._growing: Growing | None = None
-        self._told: dict[str, int] = {}  # problem -> the worst severity that was told
+        self._news = News()
         self._stop: StopTraining | None = None
         self._checked, self._cost = time.perf_counter(), 0.0
         #: How often the run was judged, and what that took.
@@ -81,7 +82,7 @@ class LiveCheck:
             from ..monitor.detectors.growing import Growing
 
             self._growing = self._growing or Growing(Run(self._folder))
-            news = [f for f in self._growing.find()[0] if self._is_news(f)]
+            news = self._news.of(self._growing.find()[0])
         except Exception as error:  # no trouble of ours may stop the training
             logger.warning("the run %s is not judged any more while it trains: %r", self._shown, error)
             self._wanted = False
@@ -93,19 +94,10 @@ class LiveCheck:
             self._tell(step, finding)
         return bool(news)
 
-    def _is_news(self, finding: Finding) -> bool:
-        severity = SEVERITIES.index(finding.severity)
-        if severity <= self._told.get(finding.problem, -1):
-            return False
-        self._told[finding.problem] = severity
-        return True
-
     def _tell(self, step: int, finding: Finding) -> None:
-        summary = " ".join(finding.summary.split())
-        since = f"{finding.severity}: {finding.problem} since step {finding.first_step}: {summary}"
         if finding.alarm:
-            logger.warning("%s, step %d: %s", self._shown, step, since)
-        self._log.event(step, "finding", since)
+            logger.warning("%s, step %d: %s", self._shown, step, finding.line())
+        self._log.event(step, "finding", finding.line())
         if self._on_finding is None:
             return
         try:

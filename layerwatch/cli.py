@@ -95,6 +95,18 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("warning", "critical"),
         help="exit with 1 when a finding is at least so severe (default: never)",
     )
+    check.add_argument(
+        "--follow",
+        action="store_true",
+        help="print each new finding as one line (or JSON object) until the runs are closed",
+    )
+    check.add_argument(
+        "--interval",
+        type=_seconds,
+        default=5.0,
+        metavar="S",
+        help="with --follow: seconds between two looks (default: %(default)g)",
+    )
 
     explain = command(
         "explain", "say what a problem is, how it shows, the rule that finds it, and what to do",
@@ -184,6 +196,14 @@ def build_parser() -> argparse.ArgumentParser:
         help=r"the name of scalars whose tags match; \1 stands for the first group",
     )
     return parser
+
+
+def _seconds(text: str) -> float:
+    """A number above 0."""
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
+    return seconds
 
 
 def _steps(text: str) -> tuple[int | None, int | None]:

@@ -83,6 +83,11 @@ def _check_port(port: int, host: str = "127.0.0.1") -> None:
 
 
 def check(options: argparse.Namespace) -> int:
+    if options.follow:
+        from .follow import follow
+        from .monitor.normal import known
+
+        return _verdict(options, follow(options, known(_baselines(options.baseline))))
     runs, baselines = [_open(path) for path in options.runs], _baselines(options.baseline)
     found = [(run, run.findings(baselines), run.notes(baselines)) for run in runs]
     if options.format == "json":
@@ -98,7 +103,12 @@ def check(options: argparse.Namespace) -> int:
     else:
         for run, findings, notes in found:
             _print_findings(run, findings, notes)
-    worst = max((SEVERITIES.index(f.severity) for _, findings, _ in found for f in findings), default=-1)
+    return _verdict(options, [f for _, findings, _ in found for f in findings])
+
+
+def _verdict(options: argparse.Namespace, findings: Sequence[Finding]) -> int:
+    """The exit code."""
+    worst = max((SEVERITIES.index(f.severity) for f in findings), default=-1)
     return int(options.fail_on is not None and worst >= SEVERITIES.index(options.fail_on))
 
 

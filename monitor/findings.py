@@ -39,9 +39,34 @@ class Finding:
         """Severity is warning or critical."""
         return self.severity != "info"
 
+    def line(self) -> str:
+        """All that matters in one line."""
+        summary = " ".join(self.summary.split())
+        return f"{self.severity}: {self.problem} since step {self.first_step}: {summary}"
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: plain types, None where a number is not finite."""
         return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+class News:
+    """Tells what is new in the findings of a run that is judged again and again.
+
+    A problem is news once, and again when it is worse than ever before; not when it comes back.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[str, int] = {}  # problem -> the worst severity that was told
+
+    def of(self, findings: Sequence[Finding]) -> list[Finding]:
+        """Those that are news; the next time they are none."""
+        found = []
+        for finding in findings:
+            severity = SEVERITIES.index(finding.severity)
+            if severity > self._told.get(finding.problem, -1):
+                self._told[finding.problem] = severity
+                found.append(finding)
+        return found
 
 
 #: What makes a training break down in many ways.
