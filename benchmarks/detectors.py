@@ -202,6 +202,33 @@ def child(script: str, path: Path) -> Any:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def judged_training(seconds: float, folder: Path) -> None:
+    """What judging takes of a real training: its time in the hooks, over all the time of the same run."""
+    import torch
+    from torch import nn
+
+    from layerwatch import watch
+
+    torch.set_num_threads(1)
+    layers = [m for _ in range(20) for m in (nn.Linear(64, 64), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(64, 10))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    x, y = torch.randn(256, 64), torch.randint(0, 10, (256,))
+    watcher = watch(model, optimizer, run=folder, every=10, on_finding=lambda finding: None)
+    start, step = time.perf_counter(), 0
+    while (taken := time.perf_counter() - start) < seconds:
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        watcher.log(train_loss=loss)
+        step += 1
+    live = watcher._live
+    print(f"live: {live.looks} looks in {taken:.0f} s and {step:,} steps took {live.seconds:.2f} s: "
+          f"{live.seconds / taken:.2%} of the time (target < 1 %)")  # fmt: skip
+    watcher.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tensors", type=int, default=500, help="(default: %(default)s)")
@@ -210,6 +237,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes (default: %(default)s)")
     parser.add_argument("--live", action="store_true", help="the training has not closed its log")
     parser.add_argument("--folder", type=Path, help="where the log is written, and found again")
+    parser.add_argument("--training", type=float, default=60.0, help="seconds (default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         path = (options.folder or Path(temporary)) / f"made-{options.tensors}-{options.captures}"
@@ -233,6 +261,7 @@ def main() -> None:
             if read + judged > 0.005:
                 print(f"{what:48} {read * 1e3:6.0f} ms {judged * 1e3:6.0f} ms")
         print(f"{'all detectors':48} {reading * 1e3:6.0f} ms {judging * 1e3:6.0f} ms")
+        judged_training(options.training, Path(temporary) / "live")
 
 
 if __name__ == "__main__":

@@ -67,12 +67,12 @@ def test_an_effect_before_its_cause_or_a_mere_remark_is_not_folded(only: dict) -
 def test_alarms_come_before_remarks_and_roots_before_leaves(only: dict) -> None:
     for problem, severity in [
         ("overfitting", "critical"),
-        ("unused_parameters", "info"),
+        ("frozen_parameters", "info"),
         ("symmetric_units", "warning"),
     ]:
         finding = replace(BASE, problem=problem, severity=severity, first_step=0)
         registry._table[problem, problem] = (problem, lambda history, finding=finding: finding)
-    assert [f.problem for f in judge(empty())[0]] == ["symmetric_units", "overfitting", "unused_parameters"]
+    assert [f.problem for f in judge(empty())[0]] == ["symmetric_units", "overfitting", "frozen_parameters"]
 
 
 def test_the_worst_of_two_detectors_of_one_problem_counts(only: dict) -> None:
