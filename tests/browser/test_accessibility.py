@@ -19,6 +19,8 @@ PAGES = [
     "/run/healthy/overfitting",
     "/run/healthy/compare?with=vanishing",
     "/run/nested/blow-up/alerts",
+    "/problems",
+    "/problems/overfitting",
 ]
 CONTRAST = {"runOnly": ["color-contrast"]}  # nothing else differs between the themes
 SCREENS = {"wide": (1440, ("light", "dark")), "phone": (390, ("light",))}
