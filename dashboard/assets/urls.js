@@ -148,7 +148,7 @@
     writeState(values, screen, page) {
       if (!page || !page.defaults) return no();
       const params = new URLSearchParams();
-      const inputs = window.dash_clientside.callback_context.inputs_list[0];
+      const inputs = window.dash_clientside.callback_context.inputs_list[0].filter(({ id }) => id); // a page may have no controls
       layerwatch.state = Object.fromEntries(inputs.map(({ id, value }) => [id.state, value ?? ""]));
       showRange(layerwatch.state.range);
       for (const { id, value } of inputs) {

@@ -96,7 +96,7 @@
 
   Object.assign(window.dash_clientside.layerwatch, {
     drawVisible(_values, screen, retry, page) {
-      const inputs = window.dash_clientside.callback_context.inputs_list[0];
+      const inputs = window.dash_clientside.callback_context.inputs_list[0].filter(({ id }) => id); // a page may have no controls
       const state = Object.fromEntries(inputs.map(({ id, value }) => [id.state, value]));
       leaving?.abort(); // what was asked before is not wanted any more
       leaving = new AbortController();

@@ -42,6 +42,8 @@ def test_the_longest_page_fits_and_lists_are_lists(open_page: Open, width: int) 
     expect(page.locator(".prose ol").first.locator("li")).to_have_count(3)
     expect(page.locator(".prose table tbody tr").first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("#theme-button").click()  # a page without controls: nothing to draw again, and no error
+    expect(page.locator("html")).to_have_attribute("data-mantine-color-scheme", "dark")
 
 
 def test_an_unknown_problem_says_so(open_page: Open) -> None:
