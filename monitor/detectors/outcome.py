@@ -122,12 +122,15 @@ def trivial_loss(history: History, initial: tuple[float, ...], end: float) -> fl
 
     It does when the output's gradient sums to zero over the classes, or when the first losses are within a
     third of log(classes) (TheDeepChecker's test: a fresh classifier starts there), or the last ones within a
-    few percent.
+    few percent. A fresh network cannot know its task: where its loss starts far below log(classes), it is in
+    other units (of a micro-batch, in bits), and the level of a guess is not known.
     """
     classes = _classes(history, initial[-1])
     if classes < 2:
         return math.nan
     level = math.log(classes)
+    if initial[-1] < 0.8 * level and _fresh(history):
+        return math.nan
     last = predictor(history, initial[-1])
     if initial[-1] <= 1.35 * level and last and sums_to_zero(history, last):
         return level
@@ -135,6 +138,14 @@ def trivial_loss(history: History, initial: tuple[float, ...], end: float) -> fl
         min(abs(first - level) for first in initial) <= 0.35 * level or abs(end - level) <= AT_TRIVIAL * level
     )
     return level if near else math.nan
+
+
+def _fresh(history: History) -> bool:
+    """Training began with an initialisation, as far as that can be told."""
+    from .drift import trained_modules
+
+    trained = list(trained_modules(history).values())
+    return not history.resumed and bool(trained) and not any(trained)
 
 
 def sums_to_zero(history: History, tensor: str) -> bool:

@@ -38,13 +38,19 @@ def update_ratios(history: History, names: tuple[str, ...]) -> Floats:
     """|update| / |weight before| per capture and tensor.
 
     Weights that are still near zero (LoRA's B, zero-initialised layers) are NaN: their ratio says nothing.
+    They are below a tenth of their usual size, and small for their shape: weights that blow up were neither.
     """
     ratio = history.table("update", "ratio", names).copy()
     norm = history.table("weight", "norm", names)
-    ratio[norm < 0.1 * nanmedian(norm, axis=0)] = np.nan
+    gain = history.table("weight", "rms", names) * np.sqrt(_fan_in(history, names))
+    ratio[(norm < 0.1 * nanmedian(norm, axis=0)) & ~(gain > 0.1)] = np.nan
     ratio[~np.isfinite(ratio)] = np.nan
     ratio[history.skipped] = np.nan
     return ratio
+
+
+def _fan_in(history: History, names: tuple[str, ...]) -> Floats:
+    return np.array([max(1.0, float(np.prod(history.of(n, "shape")[1:]))) for n in names])
 
 
 def largest_rate(history: History) -> Series:
@@ -376,10 +382,9 @@ def weight_growth(history: History) -> Finding | None:
     norm = history.table("weight", "norm", names)
     if not names or history.captures < 5 or not np.isfinite(first).any():
         return None
-    fan_in = np.array([max(1.0, float(np.prod(history.of(n, "shape")[1:]))) for n in names])
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = norm / first
-    growth[:, ~(rms * np.sqrt(fan_in) > 0.1)] = np.nan
+    growth[:, ~(rms * np.sqrt(_fan_in(history, names)) > 0.1)] = np.nan
     facts = outcome(history)
     if not facts.bad:
         growth[:, [n == history.output for n in names]] = np.nan

@@ -568,7 +568,23 @@ def test_a_model_that_knows_its_task_has_little_to_learn() -> None:
     made = Made()
     made.loss[:] = 0.80 - 0.01 * made.all / N  # log(10) is 2.3
     made.val[:] = 0.8
+    assert [f.problem for f in alarms(made)] == ["not_learning"]  # a fresh network: the loss has other units
+    assert np.isnan(outcome(made.history()).trivial)
+    made.rows["initial_weight"]["2.bias"]["max"] = [0.4]  # beyond every initialisation: it was trained before
     assert alarms(made) == []
+
+
+def test_weights_that_blow_up_were_not_near_zero_before() -> None:
+    """The rate was too high from the first step on, not from when the weights had grown."""
+    made = Made()
+    made.loss = made.loss[::-1].copy()
+    for columns in made.rows["weight"].values():
+        columns["norm"] = np.where(made.steps < 12, columns["norm"], 1000.0)
+        columns["rms"] = columns["norm"] / 32
+    for columns in made.rows["update"].values():
+        columns["ratio"] = np.where(made.steps < 15, 0.5, 0.01)
+    found = alarms(made)[0]
+    assert (found.problem, found.first_step) == ("learning_rate_too_high", 0)
 
 
 def test_overfitting_begins_where_validation_turned() -> None:
