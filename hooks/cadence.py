@@ -62,6 +62,7 @@ class Cadence:
         self._mean_cost = self._mean_step = math.nan
         self._owed = self._cold = 0.0
         self._last: tuple[int, float, float] | None = None  # step, clock, seconds spent until then
+        self._judging = 0.0
         self._left_out = -1
         self._beside = 0.0
 
@@ -106,6 +107,16 @@ class Cadence:
         """What other threads of ours have taken so far counts as well."""
         self._spent += seconds - self._beside
         self._beside = seconds
+
+    def judged(self, seconds: float) -> None:
+        """So long of the time since `enter` the run was judged: that has a share of its own (see `live`), and
+        takes no captures away."""
+        self._judging += seconds
+        if self._entered is not None:
+            self._entered += seconds
+        if self._last is not None:  # nor does it make steps look longer
+            step, clock, used = self._last
+            self._last = step, clock + seconds, used
 
     def _used(self, now: float) -> float:
         return self._spent + (now - self._entered if self._entered is not None else 0.0)
@@ -159,11 +170,11 @@ class Cadence:
 
     @property
     def overhead(self) -> float:
-        """Share of the wall time since the first capture that monitoring took, in [0, 1]."""
+        """Share of the time since the first capture that monitoring took, judging included, in [0, 1]."""
         if self._started is None:
             return 0.0
         now = time.perf_counter()
-        return self._used(now) / max(now - self._started, 1e-9)
+        return (self._used(now) + self._judging) / max(now - self._started, 1e-9)
 
     @property
     def interval(self) -> float | None:

@@ -240,7 +240,10 @@ class Follower:
             step, self._optimizers, self._cadence.overhead, all_known=all_known, waiting=waiting
         )
         self._cadence.captured(step, cost)
-        if self._live.report_if_due(step):
+        before = self._live.seconds
+        news = self._live.report_if_due(step)
+        self._cadence.judged(self._live.seconds - before)
+        if news:
             self._cadence.look_closer(step, now=False)
 
     # Clipping

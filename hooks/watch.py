@@ -59,7 +59,8 @@ def watch(
         optimizer: one, several, or None: found when they step, through torch's global optimizer hooks.
         run: the run folder; None makes one below ./runs.
         every: capture every N-th optimizer step, or "auto": as often as `budget` allows.
-        budget: for "auto": the share of the training's time that monitoring may take.
+        budget: for "auto": the share of the training's time that monitoring may take, without judging (see
+            `live`).
         reference: what drift is measured from: "start", a state_dict, a checkpoint (.safetensors, .pt), or
             None.
         include, exclude: regular expressions on tensor names; a tensor is watched when any of `include` (all

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from layerwatch import Finding, Run, StopTraining, watch
-from layerwatch.hooks import live
+from layerwatch.hooks import cadence, live
 from layerwatch.hooks.live import LiveCheck
 from tests.dashboard.tiny import batch, mlp
 from tests.prefixes import captures_until, first_alarms, judged_prefixes
@@ -223,6 +223,29 @@ def test_judging_takes_its_share_of_the_time_only(tmp_path: Path, monkeypatch: p
         check.report_if_due(0)
     assert 0.1 < check.seconds / clock[0] <= 0.2
     assert check.looks > 10
+
+
+def test_judging_takes_no_captures_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its share is its own: two trainings have as many captures, one of them judged for long."""
+    captured: list[list[int]] = []
+    for judging in (0.0, 5.0):
+        clock = [0.0]
+        monkeypatch.setattr(cadence.time, "perf_counter", lambda clock=clock: clock[0])
+        plan = cadence.Cadence("auto", 0.02)
+        captured.append([])
+        for step in range(3000):
+            clock[0] += 0.01
+            if plan.wants(step):
+                plan.enter()
+                clock[0] += 0.002
+                if step > 100 and len(captured[-1]) % 5 == 0:
+                    clock[0] += judging
+                    plan.judged(judging)
+                plan.captured(step, 0.002)
+                plan.leave()
+                captured[-1].append(step)
+    assert len(captured[0]) > 100
+    assert len(captured[1]) == pytest.approx(len(captured[0]), rel=0.02)  # rounding may shift one by a step
 
 
 # ---- prefixes: what a look in the middle of a training would have said
