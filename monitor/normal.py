@@ -37,7 +37,7 @@ FALSE_ALARMS = 0.01
 #: The least limit, in mean absolute deviations; and that of a single baseline, which cannot be measured.
 LEAST_LIMIT, LIMIT_ALONE = 6.0, 12.0
 #: Standard deviation of log(largest distance of a good run) that is assumed, as if seen in so many runs.
-MAXIMA_SD, MAXIMA_RUNS = 0.25, 12.0
+MAXIMA_SD, MAXIMA_RUNS = 0.3, 12.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +181,8 @@ def comparable(run: Courses, course: Course, shapes: Mapping[str, tuple[int, ...
 
 def _picked(course: Course, names: tuple[str, ...]) -> Course:
     """The columns of these names, in this order; NaN where the course has none."""
+    if names == course.names:
+        return course
     place = pd.Index(course.names).get_indexer(pd.Index(names))
     values = np.where(place >= 0, course.values[:, place], np.nan)
     return Course(names, course.steps, values)
@@ -238,10 +240,9 @@ def _middles(runs: Sequence[Course], edges: Ints) -> Ints:
 
 
 def _binned(run: Course, edges: Ints) -> Floats:
-    """Median of each bin, (bins, names); empty bins are filled from their neighbours."""
-    parts = np.split(run.values, np.searchsorted(run.steps, edges))[1:-1]
-    rows = [_median(part) if len(part) else np.full(run.values.shape[1], np.nan) for part in parts]
-    return pd.DataFrame(np.stack(rows)).interpolate(limit_area="inside").to_numpy()
+    """Mean of each bin, (bins, names); empty bins are filled from their neighbours."""
+    means = _averaged(run, run.values, edges)
+    return pd.DataFrame(means).interpolate(limit_area="inside").to_numpy() if np.isnan(means).any() else means
 
 
 def _median(values: Floats) -> Floats:
