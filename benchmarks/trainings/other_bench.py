@@ -65,7 +65,7 @@ def _train(scenario: Any, number: int, kept: Path, every: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                train(lambda m, o, name=name, **_: watch(m, o, run=kept / name, every=every), seed)
+                train(lambda m, o, name=name, **_: watch(m, o, run=kept / name, every=every, live=False), seed)
             except Exception:  # a scenario that fails is reported, the others are still trained
                 traceback.print_exc(limit=-3)
         done.touch()

@@ -51,7 +51,7 @@ class Recorder:
         facts = run.with_suffix(".json")
         if facts.exists():
             return
-        probe = _probed(case.train, seed, lambda m, o: watch(m, o, run=run, every=self.every))
+        probe = _probed(case.train, seed, lambda m, o: watch(m, o, run=run, every=self.every, live=False))
         twin = self._twin(case, seed) if case.twin else None
         facts.write_text(json.dumps(measured(case, probe, twin)))
 

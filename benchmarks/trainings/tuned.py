@@ -302,7 +302,7 @@ graph = Family("graphs", MessagePassing, made.graphs, entropy, adam, 3e-3, batch
 graph.healthy("plain")
 graph.healthy("sgd", optimizer=sgd(0.1, 0.9))
 graph.healthy("restarts", rate=lambda step: 0.5 * (1 + math.cos(math.pi * (step % 75) / 75)))
-graph.healthy("sparse", edit=biased(r"own.\d.bias", -0.3))
+graph.healthy("sparse", edit=biased(r"own.\d.bias", -0.05))
 graph.faulty(
     "never-reset",
     "stale_gradients",

@@ -11,7 +11,7 @@ from .gradients import softmax_bias
 from .history import History, nanmedian
 from .outcome import finite, outcome, smooth
 from .registry import detector
-from .scales import HUGE_INPUT, first_outputs, input_size, made_by_output
+from .scales import HUGE_INPUT, input_size, made_by_output
 
 #: A batch whose inputs are so many times larger than usual (catalogue of data faults: 4; here 10, on one
 #: capture).
@@ -46,7 +46,7 @@ def _huge_inputs(history: History) -> Finding | None:
     module, size = input_size(history)
     facts = outcome(history)
     early = nanmedian(size[:3]) if size.size else math.nan
-    if module is None or not early > HUGE_INPUT or not made_by_output(facts, first_outputs(history)):
+    if module is None or not early > HUGE_INPUT or not made_by_output(history):
         return None
     return history.finding(
         "data_fault",

@@ -161,7 +161,7 @@ def predictor(history: History, initial: float | None = None) -> str | None:
     """The matrix that makes the predictions: the last one that receives gradient, as a rule.
 
     A head may be defined before the body. Where the last matrix shows no softmax, and its number of units
-    does not fit the first loss (within a third of its logarithm), it is the last that does both, if there is one.
+    does not fit the first loss (within a third of its logarithm), it is the last that does both, if any.
     """
     if "predictor" not in history.__dict__:
         if initial is None:

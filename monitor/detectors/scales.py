@@ -8,7 +8,7 @@ import numpy as np
 
 from ..findings import Finding
 from .history import MATRICES, Floats, History, nanmedian
-from .outcome import Outcome, outcome, predictor
+from .outcome import outcome, predictor, sums_to_zero
 from .rates import held, largest_rate
 from .registry import detector
 
@@ -71,24 +71,25 @@ def first_outputs(history: History) -> list[float]:
     last = predictor(history)
     if last is None or history.captures == 0 or history.steps[0] > 0:
         return []
-    rows = {
-        n: int(history.of(n, "shape")[0]) for n in history.names(*MATRICES) if len(history.of(n, "shape"))
-    }
+    shapes = {n: history.of(n, "shape") for n in history.names(*MATRICES)}
+    rows = {n: int(shape[0]) for n, shape in shapes.items() if len(shape)}
     heads = [last, *(n for n in rows if n != last and rows[n] == min(rows.values()))]
     sizes = history.table("activation", "rms", tuple(history.of(n, "module") for n in heads))[0]
     return [float(v) for v in sizes if np.isfinite(v)]
 
 
-def made_by_output(facts: Outcome, sizes: list[float]) -> float:
+def made_by_output(history: History) -> float:
     """The size of the first predictions when they make the first loss, far above what the training reaches;
     else 0.
     """
-    for size in sizes if facts.points >= 20 else ():
-        cross_entropy = math.isfinite(facts.trivial) and facts.initial > START_OVER_TRIVIAL * facts.trivial
-        squared = 0.3 < facts.initial / (size * size) < 3
-        linear = 0.3 < facts.initial / size < 3
-        enough = cross_entropy or ((squared or linear) and facts.best < facts.initial / 20)
-        if size > LARGE_OUTPUT and enough:
+    facts, last = outcome(history), predictor(history)
+    level = facts.trivial
+    if math.isnan(level) and last is not None and sums_to_zero(history, last):
+        level = math.log(max(int(history.of(last, "shape")[0]), 2))  # a cross-entropy that starts far above
+    cross_entropy = facts.initial > START_OVER_TRIVIAL * level
+    for size in first_outputs(history) if facts.points >= 20 else ():
+        fits = size > LARGE_OUTPUT and (0.3 < facts.initial / size**2 < 3 or 0.3 < facts.initial / size < 3)
+        if size > LARGE_OUTPUT and (cross_entropy or (fits and facts.best < facts.initial / 20)):
             return size
     return 0.0
 
@@ -115,7 +116,7 @@ def bad_init_scale(history: History) -> Finding | None:
 
 def _too_large(history: History, names: tuple[str, ...], gain: Floats) -> Finding | None:
     facts = outcome(history)
-    size = made_by_output(facts, first_outputs(history))
+    size = made_by_output(history)
     module, inputs = input_size(history)
     if not size or (module is not None and inputs.size and inputs[0] > HUGE_INPUT):
         return None
