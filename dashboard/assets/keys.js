@@ -3,13 +3,17 @@
   const id = { state: "tensor" }, TOGETHER = 1200;
   let led = -Infinity; // when g was pressed
 
-  function move(by) {
+  // The layer so many places further on; undefined at the ends of the list and on other pages.
+  function neighbour(by) {
     const select = window.dash_component_api?.getLayout?.(id);
-    if (!select?.props) return;
-    const names = select.props.data.flatMap((entry) => (entry.items ? entry.items : [entry]));
+    const names = (select?.props?.data ?? []).flatMap((entry) => (entry.items ? entry.items : [entry]));
     const values = names.map((entry) => (typeof entry === "string" ? entry : entry.value));
-    const place = values.indexOf(select.props.value) + by;
-    if (place >= 0 && place < values.length) window.dash_clientside.set_props(id, { value: values[place] });
+    return values[values.indexOf(select?.props?.value) + by];
+  }
+  window.layerwatch = Object.assign(window.layerwatch || {}, { neighbour });
+  function move(by) {
+    const value = neighbour(by);
+    if (value !== undefined) window.dash_clientside.set_props(id, { value });
   }
   const click = (selector) => document.querySelector(selector)?.click();
   const jobs = {

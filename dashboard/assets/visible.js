@@ -6,13 +6,26 @@
   const near = new Set(), done = new Map(), due = new Map(); // plot id -> what it was, is being drawn from
   let now = null, timer = null, leaving = null, moved = false; // whether the last change was one of the zoom
   let first = false; // nothing has been asked for on this page
+  // What the server has answered lately, so that a layer that was seen before is there at once. It is as old as that;
+  // the next live update brings what is new.
+  const kept = new Map(), KEPT = 60;
 
   const frames = () => [...document.querySelectorAll(".plot-frame[data-controls]")];
   const plotOf = (frame) => frame.id.slice(0, -"-frame".length);
   const set = (id, change) => window.dash_clientside.set_props(id, change);
   // Everything that a plot is drawn from.
-  const sign = (frame) =>
-    JSON.stringify([now.built, now.retry, now.screen, JSON.parse(frame.dataset.controls).map((key) => now.state[key])]);
+  const sign = (frame, state = now.state) =>
+    JSON.stringify([now.built, now.retry, now.screen, JSON.parse(frame.dataset.controls).map((key) => state[key])]);
+  function keep(id, is, drawnFrom) {
+    if (is.className.includes("failed")) return;
+    kept.set(id + drawnFrom, structuredClone(is)); // Plotly writes into the figures that it draws
+    if (kept.size > KEPT) kept.delete(kept.keys().next().value);
+  }
+  function known(frame, state) {
+    const key = plotOf(frame) + sign(frame, state), is = kept.get(key);
+    if (is && kept.delete(key)) kept.set(key, is); // the newest is forgotten last
+    return is;
+  }
   // The server has drawn it with the page, from the same values.
   function came(frame) {
     if (!frame.dataset.drawn || done.has(plotOf(frame))) return;
@@ -29,9 +42,14 @@
 
   function look() {
     if (!now) return;
-    const asked = frames().filter((frame) => near.has(frame) && waits(frame));
+    const wanted = frames().filter((frame) => near.has(frame) && waits(frame));
+    const asked = wanted.filter((frame) => !known(frame));
     if (asked.length) ask(asked, REST, first);
     else later(REST);
+    for (const frame of wanted) {
+      const is = !asked.includes(frame) && known(frame);
+      if (is) show(plotOf(frame), structuredClone(is), sign(frame));
+    }
   }
   function later(delay) {
     clearTimeout(timer);
@@ -39,26 +57,43 @@
   }
   // One plot after the other, so that a key or a scroll never waits for more than one.
   async function rest() {
+    if (due.size) return;
     const next = frames().find((frame) => frame.offsetParent && waits(frame));
-    if (!next || due.size) return;
-    await ask([next], 30);
+    if (next) await ask([next], 30);
+    else await foresee();
+  }
+  // The next layer, which a key will want.
+  async function foresee() {
+    const tensor = layerwatch.neighbour(1);
+    if (tensor === undefined || done.size === 0) return;
+    const state = { ...now.state, tensor }, { signal } = leaving;
+    const ahead = frames().filter((frame) => near.has(frame) && done.has(plotOf(frame)) && !known(frame, state));
+    const plots = ahead.map(plotOf), signs = ahead.map((frame) => sign(frame, state));
+    if (!plots.length) return;
+    const drawn = await fetched({ plots, state }, signal).catch(() => ({}));
+    plots.forEach((id, i) => drawn[id] && keep(id, drawn[id], signs[i]));
+  }
+
+  async function fetched(more, signal) {
+    const { page, run, state, screen } = now;
+    const answer = await fetch(`${layerwatch.base}/api/plots`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ page, run, state, screen, ...more }),
+      signal,
+    });
+    if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
+    return answer.json();
   }
 
   async function ask(asked, pause = REST, early = false) {
     clearTimeout(timer);
     first = false;
-    const { page, run, state, screen } = now;
-    const plots = asked.map(plotOf), signs = asked.map(sign);
+    const plots = asked.map(plotOf), signs = asked.map((frame) => sign(frame));
     plots.forEach((id, i) => due.set(id, signs[i]));
     try {
-      const answer = await fetch(`${layerwatch.base}/api/plots`, {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ page, run, state, screen, plots, first: early }),
-        signal: leaving.signal,
-      });
-      if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
-      const drawn = await answer.json();
+      const drawn = await fetched({ plots, first: early }, leaving.signal);
+      plots.forEach((id, i) => drawn[id] && keep(id, drawn[id], signs[i]));
       asked.forEach((frame, i) => {
         const is = drawn[plots[i]];
         if (is && frame.isConnected && sign(frame) === signs[i]) show(plots[i], is, signs[i]);
@@ -102,7 +137,7 @@
       leaving = new AbortController();
       if (page?.built === undefined) return window.dash_clientside.no_update; // no page has been opened yet
       first = now?.built !== page.built;
-      if (first) done.clear();
+      if (first) [done, kept].forEach((map) => map.clear());
       due.clear();
       moved = now?.built === page.built && now.state.range !== state.range;
       now = { page: page.page, run: page.run, built: page.built, state, screen, retry };

@@ -60,7 +60,7 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
         choice(view, "kind", KINDS, "weight", "Steps and quantiles of"),
     )
     main = [
-        _about(),
+        _about(chosen, facts(run, chosen)),
         html.Div(id="layer-findings", className="finding-lines"),
         html.Div(
             [_card(kind, plot, style, classes) for kind, plot in HISTOGRAMS.items()],
@@ -148,13 +148,18 @@ def _selector(run: Run, chosen: str) -> html.Div:
     )
 
 
-def _about() -> html.Section:
+def _about(name: str, known: dict[str, str]) -> html.Section:
     """The name and a place for every fact; places stay, only their texts change."""
     places = [
-        html.Div([html.Dt(word), html.Dd(id=f"fact-{key}")], id=f"fact-{key}-place", className="hidden")
+        html.Div(
+            [html.Dt(word), html.Dd(known.get(key, ""), id=f"fact-{key}")],
+            id=f"fact-{key}-place",
+            className="" if known.get(key) else "hidden",
+        )
         for key, word in FACTS.items()
     ]
-    return html.Section([html.H2(id="layer-name", dir="auto"), html.Dl(places)], className="card layer-about")
+    title = html.H2(name, id="layer-name", dir="auto")
+    return html.Section([title, html.Dl(places)], className="card layer-about")
 
 
 def _picks(view: View) -> list[Any]:
@@ -209,6 +214,7 @@ def register(app: Dash, library: Library) -> None:
         Input(state_id("tensor"), "value"),
         Input("pulse", "data"),
         State("page", "data"),
+        prevent_initial_call=True,
     )
     def describe(name: str, _pulse: Any, page: dict[str, Any]) -> list[Any]:
         try:
