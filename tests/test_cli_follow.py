@@ -59,7 +59,8 @@ def start(tmp_path: Path, checkout: Path) -> Any:
             process.kill()
 
 
-def follow(start: Any, *arguments: str) -> subprocess.Popen[str]:
+def follow(start: Any, *arguments: str) -> Any:
+    """The command as a process with pipes."""
     return start("-m", "layerwatch", "check", "run", "--follow", "--interval", "0.2", *arguments)
 
 

@@ -121,7 +121,8 @@ def test_nanmedian_is_numpys_of_the_finite_values(axis: int) -> None:
     values[:, 5] = np.nan
     before = values.copy()
     finite = pd.DataFrame(np.where(np.isfinite(values), values, np.nan))
-    np.testing.assert_allclose(nanmedian(values, axis), finite.median(axis=axis).to_numpy())
+    expected = (finite if axis == 0 else finite.T).median().to_numpy()
+    np.testing.assert_allclose(nanmedian(values, axis), expected)
     np.testing.assert_array_equal(values, before)
 
 
