@@ -1,6 +1,6 @@
 // Downloads of a plot: pictures are drawn by Plotly as they are on screen, data comes from the server.
 (() => {
-  const run = () => window.dash_component_api?.getLayout?.("page")?.props.data?.run ?? "";
+  const run = () => window.layerwatch.props("page")?.data?.run ?? "";
   const fileName = (plot) => `${run()}-${plot}`.replace(/[^A-Za-z0-9._-]+/g, "-").slice(-120).replace(/^[-.]+|[-.]+$/g, "");
 
   function save(blob, name) {

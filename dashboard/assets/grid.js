@@ -85,7 +85,7 @@
   // ---- state: in hidden fields of the page, and so in its address
 
   let grid = null;
-  const field = (key) => window.dash_component_api?.getLayout?.({ state: key })?.props?.value ?? "";
+  const field = (key) => window.layerwatch.props({ state: key })?.value ?? "";
   const write = (key, value) => {
     if (String(field(key)) !== value) window.dash_clientside.set_props({ state: key }, { value });
   };

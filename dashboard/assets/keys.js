@@ -5,10 +5,10 @@
 
   // The layer so many places further on; undefined at the ends of the list and on other pages.
   function neighbour(by) {
-    const select = window.dash_component_api?.getLayout?.(id);
-    const names = (select?.props?.data ?? []).flatMap((entry) => (entry.items ? entry.items : [entry]));
+    const select = window.layerwatch.props(id);
+    const names = (select?.data ?? []).flatMap((entry) => (entry.items ? entry.items : [entry]));
     const values = names.map((entry) => (typeof entry === "string" ? entry : entry.value));
-    return values[values.indexOf(select?.props?.value) + by];
+    return values[values.indexOf(select?.value) + by];
   }
   window.layerwatch = Object.assign(window.layerwatch || {}, { neighbour });
   function move(by) {

@@ -14,13 +14,7 @@
     return plain.call(this, resource, ...rest).finally(() => (calls -= 1));
   };
 
-  function props(id) {
-    try {
-      return window.dash_component_api.getLayout(id)?.props;
-    } catch {
-      return undefined; // there is no layout yet
-    }
-  }
+  const props = (id) => layerwatch.props(id);
   const set = (id, change) => window.dash_clientside.set_props(id, change);
   const tag = (figure) => figure?.layout?.meta?.tag;
 

@@ -19,7 +19,7 @@
     if (text !== undefined) element.textContent = text;
     return element;
   };
-  const page = () => window.dash_component_api?.getLayout?.("page")?.props.data ?? {};
+  const page = () => window.layerwatch.props("page")?.data ?? {};
   const click = (selector) => document.querySelector(selector)?.click();
   const runPath = (name) => name.split("/").map(encodeURIComponent).join("/");
   const open = (run, slug, search = "") => layerwatch.go(layerwatch.along(`${layerwatch.base}/run/${runPath(run)}/${slug}${search}`));

@@ -27,7 +27,16 @@
   remember("layerwatch_narrow", screen.narrow ? "1" : "0");
   show(screen.theme);
 
-  window.layerwatch = Object.assign(window.layerwatch || {}, { screen, preferred, base, state: {} });
+  // The properties of a component, by its id; undefined where it is not on the page, or nothing is yet.
+  function props(id) {
+    try {
+      return window.dash_component_api.getLayout(id)?.props;
+    } catch {
+      return undefined;
+    }
+  }
+
+  window.layerwatch = Object.assign(window.layerwatch || {}, { screen, preferred, base, props, state: {} });
 
   function set(change) {
     Object.assign(screen, change);

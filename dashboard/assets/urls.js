@@ -49,7 +49,7 @@
     if (elsewhere(location.pathname)) return location.reload();
     const params = new URLSearchParams(location.search), theme = params.get("theme");
     if (theme) layerwatch.screen.theme = theme;
-    const page = window.dash_component_api.getLayout("page")?.props.data ?? {};
+    const page = layerwatch.props("page")?.data ?? {};
     const keys = Object.keys(layerwatch.state);
     const known = [...params.keys()].every((key) => key === "theme" || keys.includes(key));
     if (location.pathname !== shownPath || !keys.length || !known) return window.dash_clientside.set_props("url", { data: here() });
