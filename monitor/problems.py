@@ -19,6 +19,8 @@ SECTIONS = (
 )  # fmt: skip
 
 _LINK = re.compile(r"\]\(([a-z_]+)\.md\)")
+#: A link to a page that is not installed: its words remain.
+_OUTSIDE = re.compile(r"\[([^]]+)\]\(\.\./[^)]+\)")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Problem:
         text = "\n\n".join((self.rule, *(f"## {name}\n{body}" for name, body in self.sections.items())))
         if link is None:
             return re.sub(r"\[([^]]+)\]\([^)]+\)", r"`\1`", text)
-        return _LINK.sub(lambda found: f"]({link.format(found[1])})", text)
+        return _LINK.sub(lambda found: f"]({link.format(found[1])})", _OUTSIDE.sub(r"\1", text))
 
     @property
     def related(self) -> tuple[str, ...]:

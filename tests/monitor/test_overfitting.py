@@ -37,7 +37,7 @@ def history(
 ) -> History:
     """A history of losses alone, or with rows of layers."""
     train = falling() if train is None else train
-    losses = {"train_loss": (np.arange(len(train)), train)}
+    losses: dict[str, Any] = {"train_loss": (np.arange(len(train)), train)}
     if val is not None:
         losses["val_loss"] = (EVALUATED[: len(val)], val)
     losses |= {name: (EVALUATED[: len(values)], values) for name, values in scalars.items()}
@@ -159,7 +159,8 @@ def test_training_must_have_gone_on_falling() -> None:
 
 
 def test_without_a_training_loss_validation_alone_decides() -> None:
-    made = History(Arrays(losses={"val_loss": (EVALUATED, turned())}))
+    losses: dict[str, Any] = {"val_loss": (EVALUATED, turned())}
+    made = History(Arrays(losses=losses))
     finding = overfitting(made)
     assert finding is not None
     assert "no training loss" in finding.summary
@@ -284,7 +285,7 @@ def test_a_real_network_that_learns_40_samples_by_heart(tmp_path: Path) -> None:
     alarms = [f for f in run.findings() if f.alarm]
     assert [f.problem for f in alarms] == ["overfitting"]
     val = run.scalars("val_loss")
-    assert alarms[0].first_step == val["step"][val["value"].idxmin()]
+    assert alarms[0].first_step == val["step"].iloc[int(val["value"].argmin())]
     assert set(alarms[0].layers) <= {"0.weight", "3.weight", "5.weight"}
     assert alarms[0].layers
     assert float(alarms[0].evidence["weight_growth"]) > 1.05

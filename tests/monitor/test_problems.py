@@ -128,7 +128,7 @@ def test_the_detector_in_the_docs_works() -> None:
     # Not registered here: the table is one for all tests.
     exec(snippet[1].replace('@detector("noisy_loss")\n', "").replace("-> Finding | None", ""), space)
     swing = np.abs(np.random.default_rng(0).standard_normal(60))
-    made = [History(Arrays(losses={"train_loss": (np.arange(60), loss)})) for loss in (swing, 5 + swing)]
+    made = [History(Arrays(losses={"train_loss": (range(60), loss.tolist())})) for loss in (swing, 5 + swing)]
     found, nothing = (space["noisy_loss"](history) for history in made)
     assert (found.first_step, found.severity, nothing) == (10, "warning", None)
     with pytest.raises(Unjudged):
@@ -138,7 +138,7 @@ def test_the_detector_in_the_docs_works() -> None:
 def test_a_page_is_read_into_its_parts_and_written_with_other_links() -> None:
     page = parse(
         "a",
-        "# Title\n\nIt is so.\n\n## What it is\nSee [b](b_c.md).\n\n## Related problems\n- [b](b_c.md)\n",
+        "# Title\n\nIt is so.\n\n## What it is\nSee [b](b_c.md), [x](../x.md).\n\n## Related problems\n- [b](b_c.md)\n",
     )
     assert (page.title, page.rule, list(page.sections)) == (
         "Title",
@@ -147,7 +147,7 @@ def test_a_page_is_read_into_its_parts_and_written_with_other_links() -> None:
     )
     assert page.related == ("b_c",)
     assert page.markdown("/problems/{}") == (
-        "It is so.\n\n## What it is\nSee [b](/problems/b_c).\n\n## Related problems\n- [b](/problems/b_c)"
+        "It is so.\n\n## What it is\nSee [b](/problems/b_c), x.\n\n## Related problems\n- [b](/problems/b_c)"
     )
 
 
