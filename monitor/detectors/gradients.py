@@ -8,6 +8,8 @@ not change it, so layers can be compared.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..findings import Finding
@@ -284,6 +286,9 @@ def _beyond_one_batch(history: History) -> Finding | None:
         axis=1,
         initial=0.0,
     )
+    # A mean cross-entropy starts at log(classes); one that starts higher may have been multiplied.
+    units = outcome(history).initial / math.log(history.of(bias, "elements"))
+    size = size / max(1.0, units)
     outside = size > BEYOND_BATCH
     begin = persistent(outside)
     if begin is None or not size[0] < 0.7 or outside.mean() < OFTEN:
