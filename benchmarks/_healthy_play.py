@@ -6,7 +6,6 @@ import collections
 import random
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -51,6 +50,8 @@ def frechet(real: Tensor, fake: Tensor) -> float:
 
 def played(policy: Any, seed: int, episodes: int = 10) -> float:
     """Mean return of the greedy policy."""
+    import gymnasium
+
     env, total = gymnasium.make("CartPole-v1"), 0.0
     for episode in range(episodes):
         state, _ = env.reset(seed=1000 * seed + episode)
@@ -67,6 +68,8 @@ def played(policy: Any, seed: int, episodes: int = 10) -> float:
 @healthy("ppo-cartpole", "mean return", 150)
 def ppo(attach: Attach, seed: int) -> float:
     """Proximal policy optimisation: eight environments, 64 steps each, four epochs of four minibatches."""
+    import gymnasium
+
     envs = gymnasium.make_vec("CartPole-v1", 8, vectorization_mode="sync")
     model = nn.ModuleDict({"actor": mlp(4, 64, 64, 2, act=nn.Tanh), "critic": mlp(4, 64, 64, 1, act=nn.Tanh)})
     for net in model.values():  # the usual orthogonal start, a small last layer for the actor
@@ -137,6 +140,8 @@ def _improve(
 @healthy("dqn-cartpole", "mean return", 100)
 def dqn(attach: Attach, seed: int) -> float:
     """Double deep Q-learning with a replay memory and a target network that is copied every 100 updates."""
+    import gymnasium
+
     env = gymnasium.make("CartPole-v1")
     online, target = mlp(4, 96, 96, 2), mlp(4, 96, 96, 2)
     target.load_state_dict(online.state_dict())

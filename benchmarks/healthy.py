@@ -104,12 +104,17 @@ class Judged:
 
 
 def judged(
-    run: Run, training: str, seed: int, cadences: Iterable[str] = CADENCES, every: int | str = 1
+    run: Run,
+    training: str,
+    seed: int,
+    cadences: Iterable[str] = CADENCES,
+    every: int | str = 1,
+    tenths: Iterable[int] = range(1, 11),
 ) -> Iterator[Judged]:
-    """The alarms at every tenth of the run, in every way of capturing it. `every`: how it was recorded."""
+    """The alarms at tenths of the run, in every way of capturing it. `every`: how it was recorded."""
     for cadence in cadences:
         for activations in (True, False):
-            for tenth in range(1, 11):
+            for tenth in tenths:
                 part = Part(run, run.last_step * tenth // 10, cadence, activations)
                 findings, notes = judge(History(part))
                 assert not [n for n in notes if "failed" in n], f"{training}: {notes}"
