@@ -24,7 +24,8 @@ from layerwatch.monitor.description import write_json
 from layerwatch.monitor.problems import SECTIONS, problems
 
 COMMANDS = (
-    "demo", "dashboard", "check", "explain", "calibrate", "runs", "export", "compact", "upload", "import-tensorboard",
+    "demo", "dashboard", "check", "explain", "calibrate", "runs", "export", "compact", "upload",
+    "import-tensorboard",
 )  # fmt: skip
 FINDING = {"run", "problem", "severity", "layers", "first_step", "last_step", "summary", "evidence", "advice"}
 

@@ -52,7 +52,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     def run(*arguments: object) -> Answer:
         code = main([str(a) for a in arguments])
-        return code, *capsys.readouterr()
+        out, error = capsys.readouterr()
+        return code, out, error
 
     return run
 

@@ -51,7 +51,7 @@ def seed_run(
             rows[kind][layer] = {"step": at, column: values}
     every_step, evaluations = np.arange(steps), np.arange(9, steps, 10)
     end = 0.4 * np.exp(0.03 * rng.standard_normal())
-    losses = {
+    losses: Any = {
         name: (where, change(name, "", where, (end + 2 * np.exp(-where / 40)) * np.exp(spread * noise)))
         for name, where, spread, noise in (
             ("train_loss", every_step, 0.1, rng.standard_normal(steps)),
