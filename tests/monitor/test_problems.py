@@ -138,7 +138,8 @@ def test_the_detector_in_the_docs_works() -> None:
 def test_a_page_is_read_into_its_parts_and_written_with_other_links() -> None:
     page = parse(
         "a",
-        "# Title\n\nIt is so.\n\n## What it is\nSee [b](b_c.md), [x](../x.md).\n\n## Related problems\n- [b](b_c.md)\n",
+        "# Title\n\nIt is so.\n\n## What it is\n"
+        "See [b](b_c.md), [x](../x.md).\n\n## Related problems\n- [b](b_c.md)\n",
     )
     assert (page.title, page.rule, list(page.sections)) == (
         "Title",
