@@ -50,7 +50,8 @@ def update_ratios(history: History, names: tuple[str, ...]) -> Floats:
 
 
 def _fan_in(history: History, names: tuple[str, ...]) -> Floats:
-    return np.array([max(1.0, float(np.prod(history.of(n, "shape")[1:]))) for n in names])
+    shapes = [history.of(n, "shape") if n in history.tensors.index else [] for n in names]  # a module has none
+    return np.array([max(1.0, float(np.prod(shape[1:]))) for shape in shapes])
 
 
 def largest_rate(history: History) -> Series:
