@@ -50,6 +50,12 @@ def leverage(history: History, names: tuple[str, ...]) -> Floats:
     return product / level[:, None]
 
 
+def _whole(norms: Floats) -> Floats:
+    """The norm of all tensors together, per capture."""
+    with np.errstate(over="ignore"):
+        return np.sqrt(np.nansum(np.where(np.isfinite(norms), norms, np.nan) ** 2, axis=1))
+
+
 def _trend(values: Floats) -> Floats:
     """Spearman's rank correlation of each row, of at least two values, with its order."""
     size = values.shape[1]
@@ -132,7 +138,7 @@ def _sudden(history: History, names: tuple[str, ...]) -> Finding | None:
     facts = outcome(history)
     norms = history.table("gradient", "norm", names).copy()
     norms[history.skipped] = np.nan
-    total = np.sqrt(np.nansum(np.where(np.isfinite(norms), norms, np.nan) ** 2, axis=1))
+    total = _whole(norms)
     if facts.diverged_step is None or history.captures < 8:
         return None
     before = (history.steps < facts.diverged_step) & (total > 0)
@@ -318,9 +324,9 @@ def _repeating(history: History) -> Finding | None:
         n for n in history.names(*MATRICES) if history.of(n, "state") not in ("no_optimizer", "unused")
     )
     norms, means = (history.table("gradient", column, names) for column in ("norm", "mean"))
-    total = np.sqrt(np.nansum(np.where(np.isfinite(norms), norms, np.nan) ** 2, axis=1))
+    total = _whole(norms)
     early = total[history.steps <= PILING_STEPS]
-    growth = float(early.max() / early[0]) if early[0] > 0 else 0.0
+    growth = float(early.max() / early[0]) if 0 < early[0] < np.inf else 0.0
     if not growth > PILED:
         return None
     likeness = nanmedian(_autocorrelation(means))

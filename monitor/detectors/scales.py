@@ -88,7 +88,7 @@ def made_by_output(history: History) -> float:
         level = math.log(max(int(history.of(last, "shape")[0]), 2))  # a cross-entropy that starts far above
     cross_entropy = facts.initial > START_OVER_TRIVIAL * level
     for size in first_outputs(history) if facts.points >= 20 else ():
-        fits = size > LARGE_OUTPUT and (0.3 < facts.initial / size**2 < 3 or 0.3 < facts.initial / size < 3)
+        fits = size > LARGE_OUTPUT and (0.3 < facts.initial / (size * size) < 3 or 0.3 < facts.initial / size < 3)
         if size > LARGE_OUTPUT and (cross_entropy or (fits and facts.best < facts.initial / 20)):
             return size
     return 0.0
