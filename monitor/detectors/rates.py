@@ -50,7 +50,7 @@ def update_ratios(history: History, names: tuple[str, ...]) -> Floats:
 
 
 def _fan_in(history: History, names: tuple[str, ...]) -> Floats:
-    shapes = [history.of(n, "shape") if n in history.tensors.index else [] for n in names]  # a module has none
+    shapes = [history.of(n, "shape") if n in history.tensors.index else [] for n in names]
     return np.array([max(1.0, float(np.prod(shape[1:]))) for shape in shapes])
 
 
