@@ -99,6 +99,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "learning_rate_too_high": (
         "data_fault",
         "bad_init_scale",
+        "symmetric_units",
         "loss_scale_collapse",
         "gradient_underflow",
         "schedule_fault",

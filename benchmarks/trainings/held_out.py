@@ -172,8 +172,8 @@ lstm.faulty(
 )
 lstm.faulty(
     "spike",
-    "loss_spike",
     "schedule_fault",
+    "loss_spike",
     "learning_rate_too_high",
     onset=200,
     rate=lambda s: 100.0 if s in (200, 201) else 1.0,
@@ -217,6 +217,29 @@ tasks.faulty(
     optimizer=nesterov,
     faster=0.5,
     twin={"optimizer": nesterov, "faster": 0.5},
+)
+
+tasks.healthy("scaled-float16", precision="scaled")
+tasks.faulty(
+    "underflow",
+    "gradient_underflow",
+    "learning_rate_too_low",
+    "not_learning",
+    "unused_parameters",
+    precision="float16",
+    divide=3e5,
+    optimizer=sgd(0.02 * 3e5, 0.9),
+    twin={"optimizer": sgd(0.02, 0.9)},
+)
+tasks.faulty(
+    "overflow",
+    "loss_scale_collapse",
+    "nonfinite",
+    "data_fault",
+    "not_learning",
+    precision="scaled",
+    unit=(1e5, 0.0),
+    twin={"precision": "scaled"},
 )
 
 # ---- a mixture of two normal distributions; tanh, Adam
@@ -304,7 +327,6 @@ conv = Family(
 )
 conv.healthy("plain")
 conv.healthy("step-decay", rate=lambda s: 0.1 ** (s // 120))
-conv.healthy("scaled-float16", precision="scaled")
 conv.healthy("clipped", clip=1.0)
 conv.faulty(
     "rate-x40", "learning_rate_too_high", "not_learning", "dead_units", "exploding_gradients", faster=40
@@ -328,26 +350,6 @@ conv.faulty(
     "over_regularised",
     "not_learning",
     optimizer=lambda p, lr: torch.optim.SGD(p, lr, 0.9, weight_decay=0.08),
-)
-conv.faulty(
-    "underflow",
-    "gradient_underflow",
-    "learning_rate_too_low",
-    "not_learning",
-    "unused_parameters",
-    precision="float16",
-    divide=2e5,
-    faster=2e5,
-)
-conv.faulty(
-    "overflow",
-    "loss_scale_collapse",
-    "nonfinite",
-    "data_fault",
-    "not_learning",
-    precision="scaled",
-    unit=(1e5, 0.0),
-    twin={"precision": "scaled"},
 )
 conv.faulty(
     "repeated",

@@ -65,7 +65,8 @@ def _train(scenario: Any, number: int, kept: Path, every: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                train(lambda m, o, name=name, **_: watch(m, o, run=kept / name, every=every, live=False), seed)
+                folder = kept / name
+                train(lambda m, o, run=folder, **_: watch(m, o, run=run, every=every, live=False), seed)
             except Exception:  # a scenario that fails is reported, the others are still trained
                 traceback.print_exc(limit=-3)
         done.touch()

@@ -148,9 +148,9 @@ gru.faulty(
 )
 gru.faulty(
     "spike",
+    "schedule_fault",
     "loss_spike",
     "learning_rate_too_high",
-    "schedule_fault",
     onset=180,
     rate=lambda step: 150.0 if step == 180 else 1.0,
 )
@@ -381,7 +381,7 @@ pair.faulty("unscaled", "saturated_units", "data_fault", "vanishing_gradients", 
 pair.faulty(
     "rate-x100", "learning_rate_too_high", "not_learning", "saturated_units", "weight_growth", faster=100
 )
-pair.faulty("rate-10000th", "learning_rate_too_low", "not_learning", faster=1e-4)
+pair.faulty("rate-100000th", "learning_rate_too_low", "not_learning", faster=1e-5)
 pair.faulty(
     "mismatched",
     "not_learning",

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..findings import Finding
-from .gradients import softmax_bias
+from .gradients import softmax_bias, stale_gradients
 from .history import History, nanmedian
 from .outcome import finite, outcome, smooth
 from .registry import detector
@@ -105,8 +105,8 @@ def _sorted_batches(history: History) -> Finding | None:
         return None
     surprise = lowest < -SURPRISED
     half = history.captures // 2
-    if min(surprise[:half].mean(), surprise[half:].mean()) < OFTEN:
-        return None
+    if min(surprise[:half].mean(), surprise[half:].mean()) < OFTEN or stale_gradients(history):
+        return None  # sums over many batches are no mean over one
     return history.finding(
         "data_fault",
         "warning",
@@ -124,7 +124,7 @@ def _noisy_targets(history: History) -> Finding | None:
     facts = outcome(history)
     values = finite(history.val_loss).value
     level = facts.trivial if math.isfinite(facts.trivial) else facts.initial
-    if values.size < 8 or facts.points < 40 or facts.diverged or not facts.end > UNFIT * level > 0:
+    if values.size < 8 or facts.points < 20 or facts.diverged or not facts.end > UNFIT * level > 0:
         return None
     late = values[values.size // 2 :]
     value = float(np.median(late))

@@ -34,6 +34,11 @@ BEYOND_BATCH, OFTEN = 1.05, 0.1
 PILED, PILING_STEPS, REPEATING = 3.0, 20, 0.85
 
 
+def optimized(history: History) -> tuple[str, ...]:
+    """The matrices that an optimizer has: the gradients of others are never reset and mean nothing."""
+    return tuple(n for n in history.names(*MATRICES) if history.of(n, "state") != "no_optimizer")
+
+
 def leverage(history: History, names: tuple[str, ...]) -> Floats:
     """|g| |w| / max(loss, first loss) per capture and tensor; NaN where gradient or loss is missing."""
     facts = outcome(history)
@@ -93,7 +98,7 @@ def exploding_gradients(history: History) -> Finding | None:
     apart: warm-up, batch size, loss scaling and sum-reduced losses change gradients, not leverage; a
     converging loss does not raise it, because the first loss bounds the denominator from below.
     """
-    names = history.names(*MATRICES)
+    names = optimized(history)
     table = leverage(history, names)
     if not np.isfinite(table).any():
         if (lack := outcome(history).lack) and history.captures:
@@ -320,9 +325,7 @@ def _beyond_one_batch(history: History) -> Finding | None:
 def _repeating(history: History) -> Finding | None:
     if history.slack > PILING_STEPS // 2 or history.steps[0] > 1 or history.captures < 12:
         return None
-    names = tuple(
-        n for n in history.names(*MATRICES) if history.of(n, "state") not in ("no_optimizer", "unused")
-    )
+    names = optimized(history)
     norms, means = (history.table("gradient", column, names) for column in ("norm", "mean"))
     total = _whole(norms)
     early = total[history.steps <= PILING_STEPS]

@@ -87,7 +87,7 @@ def _outcome(history: History) -> Outcome:
     end = float(np.median(series.value[-max(3, n // 10) :]))
     noise = 1.4826 * float(np.median(np.abs(series.value - course)))
     best = min(float(course.min()), initial)
-    trivial = trivial_loss(history, (float(series.value[0]), initial), end)
+    trivial = trivial_loss(history, (float(series.value[0]), initial))
     enough = n >= LEAST_POINTS and int(series.step[-1] - series.step[0]) >= LEAST_STEPS
     diverged_step = _diverged(series.step, course, initial, best, noise) if n >= LEAST_POINTS else None
     return Outcome(
@@ -117,26 +117,27 @@ def _lack(history: History, points: int) -> str:
     return ""
 
 
-def trivial_loss(history: History, initial: tuple[float, ...], end: float) -> float:
-    """log(classes) when the loss looks like a softmax cross-entropy, else NaN.
+def trivial_loss(history: History, initial: tuple[float, ...]) -> float:
+    """log(classes) when the loss is a softmax cross-entropy, as far as the log tells, else NaN.
 
-    It does when the output's gradient sums to zero over the classes, or when the first losses are within a
-    third of log(classes) (TheDeepChecker's test: a fresh classifier starts there), or the last ones within a
-    few percent. A fresh network cannot know its task: where its loss starts far below log(classes), it is in
-    other units (of a micro-batch, in bits), and the level of a guess is not known.
+    It is when the output's gradient sums to zero over the classes, as prediction - label does, and the loss
+    started no higher than a third above log(classes). Where that cannot be seen (penalties on the logits,
+    gradients that underflow, none captured) the first loss must be within a tenth of log(classes)
+    (TheDeepChecker's test: a fresh classifier starts there). A fresh network cannot know its task: where its
+    loss starts far below log(classes), it is in other units (of a micro-batch, in bits), and the level of a
+    guess is not known.
     """
     classes = _classes(history, initial[-1])
     if classes < 2:
         return math.nan
     level = math.log(classes)
-    if initial[-1] < 0.8 * level and _fresh(history):
+    if max(initial) < 0.8 * level and _fresh(history):
         return math.nan
     last = predictor(history, initial[-1])
-    if initial[-1] <= 1.35 * level and last and sums_to_zero(history, last):
-        return level
-    near = (
-        min(abs(first - level) for first in initial) <= 0.35 * level or abs(end - level) <= AT_TRIVIAL * level
-    )
+    if last and sums_to_zero(history, last):
+        near = initial[-1] <= 1.35 * level
+    else:
+        near = min(abs(first - level) for first in initial) <= 0.1 * level
     return level if near else math.nan
 
 

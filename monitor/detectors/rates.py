@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..findings import Finding
-from .history import MATRICES, Floats, History, Series, nanmedian, persistent, portion
+from .history import MATRICES, PERSISTENT, Floats, History, Series, nanmedian, persistent, portion
 from .outcome import LEAST_STEPS, outcome
 from .registry import detector
 
@@ -171,7 +171,10 @@ def learning_rate_too_low(history: History) -> Finding | None:
     enough = facts.points >= 20 and history.last_step >= 100 and history.captures >= 5
     if not enough or not names or facts.diverged or facts.broken_step is not None:
         return None
-    if facts.initial - facts.end > SLOW * abs(facts.initial) or _knows_already(facts.trivial, facts.initial):
+    # The first three losses tell the start no better than their noise allows.
+    unsure = 2 * facts.noise / math.sqrt(3)
+    fell = facts.initial - facts.end > max(SLOW * abs(facts.initial), unsure)
+    if fell or _knows_already(facts.trivial, facts.initial):
         return None
     from .gradients import leverage
 
@@ -262,7 +265,7 @@ def over_clipping(history: History) -> Finding | None:
     """
     steps, ratio = history.scalar("clip_ratio")
     late = ratio[steps >= 0.2 * history.last_step] if steps.size else ratio
-    if late.size < 5 or not np.nanmedian(late) < CLIPPED:
+    if late.size < PERSISTENT or not np.nanmedian(late) < CLIPPED:
         return None
     facts = outcome(history)
     value = float(np.nanmedian(late))
@@ -375,7 +378,7 @@ def weight_growth(history: History) -> Finding | None:
 
     Told apart: weights that start near zero on purpose (below a tenth of the usual size for their shape), the
     slow growth of weights before a normalisation layer, which is not tenfold, and the layer that makes the
-    predictions: in a training that works it grows to the size of targets that are not normalised.
+    predictions: in a regression that works it grows to the size of targets that are not normalised.
     """
     names = history.names(*MATRICES)
     first = history.initial("norm", names)
@@ -387,7 +390,7 @@ def weight_growth(history: History) -> Finding | None:
         growth = norm / first
     growth[:, ~(rms * np.sqrt(_fan_in(history, names)) > 0.1)] = np.nan
     facts = outcome(history)
-    if not facts.bad:
+    if not facts.bad and math.isnan(facts.trivial):
         growth[:, [n == history.output for n in names]] = np.nan
     grown = np.nan_to_num(growth) >= GROWN
     begin = persistent(np.any(grown, axis=1))

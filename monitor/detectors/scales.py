@@ -16,9 +16,13 @@ from .registry import detector
 HUGE_INPUT = 30.0
 #: Logits of a fresh network are of order 1; beyond this they make the first loss.
 LARGE_OUTPUT = 5.0
+#: A first loss so many times what the training reaches.
+FALLEN = 20.0
 #: Gain of a layer, rms(w) sqrt(fan_in): about 0.6 (torch's default) to 1.4 (He). Below this a stack of layers
 #: is mute.
 SMALL_GAIN = 0.1
+#: A typical gain above this is large: it counts where activations were not captured.
+LARGE_GAIN = 3.0
 #: A first cross-entropy so many times log(classes) is made by the weights (TheDeepChecker: 2).
 START_OVER_TRIVIAL = 2.5
 #: Logits of this size, and so many times that of a quarter of the run, run away.
@@ -78,18 +82,26 @@ def first_outputs(history: History) -> list[float]:
     return [float(v) for v in sizes if np.isfinite(v)]
 
 
-def made_by_output(history: History) -> float:
-    """The size of the first predictions when they make the first loss, far above what the training reaches;
-    else 0.
+def starts_far_above(history: History) -> tuple[bool, bool]:
+    """Whether the first loss is a cross-entropy far above that of a guess, and whether it is far above what
+    the training reaches.
     """
     facts, last = outcome(history), predictor(history)
     level = facts.trivial
     if math.isnan(level) and last is not None and sums_to_zero(history, last):
         level = math.log(max(int(history.of(last, "shape")[0]), 2))  # a cross-entropy that starts far above
-    cross_entropy = facts.initial > START_OVER_TRIVIAL * level
+    return facts.initial > START_OVER_TRIVIAL * level, facts.best < facts.initial / FALLEN
+
+
+def made_by_output(history: History) -> float:
+    """The size of the first predictions when they make the first loss, which is far too large; else 0."""
+    facts = outcome(history)
+    guess, fell = starts_far_above(history)
     for size in first_outputs(history) if facts.points >= 20 else ():
-        fits = size > LARGE_OUTPUT and (0.3 < facts.initial / (size * size) < 3 or 0.3 < facts.initial / size < 3)
-        if size > LARGE_OUTPUT and (cross_entropy or (fits and facts.best < facts.initial / 20)):
+        fits = size > LARGE_OUTPUT and (
+            0.3 < facts.initial / (size * size) < 3 or 0.3 < facts.initial / size < 3
+        )
+        if size > LARGE_OUTPUT and (guess or (fits and fell)):
             return size
     return 0.0
 
@@ -100,8 +112,9 @@ def bad_init_scale(history: History) -> Finding | None:
 
     Too large: the predictions before the first step have a root mean square above 5 and make the first loss:
     it is 2.5 times log(classes) (TheDeepChecker: |L0 - log C| > log C), or as large as the predictions (or
-    their square) and 20 times what is reached. Too small: the typical hidden matrix has a gain rms(w)
-    sqrt(fan_in) below 0.1, and the loss has stalled. Told apart: inputs that are far too large
+    their square) and 20 times what is reached. Without activations: the typical gain rms(w)
+    sqrt(fan_in) is above 3 and the first loss so large; weaker evidence. Too small: the typical hidden matrix
+    has a gain below 0.1, and the loss has stalled. Told apart: inputs that are far too large
     (`data_fault`), targets that are not normalised (the predictions are small), small weights between
     normalisation layers (they train well), pretrained models.
     """
@@ -117,28 +130,31 @@ def bad_init_scale(history: History) -> Finding | None:
 def _too_large(history: History, names: tuple[str, ...], gain: Floats) -> Finding | None:
     facts = outcome(history)
     size = made_by_output(history)
+    seen = bool(first_outputs(history))
+    by_gain = (
+        not seen and facts.points >= 20 and nanmedian(gain) > LARGE_GAIN and any(starts_far_above(history))
+    )
     module, inputs = input_size(history)
-    if not size or (module is not None and inputs.size and inputs[0] > HUGE_INPUT):
+    if not (size or by_gain) or (module is not None and inputs.size and inputs[0] > HUGE_INPUT):
         return None
     order = [int(i) for i in np.argsort(-np.nan_to_num(gain))]
+    what = f"the first predictions are of size {size:.3g}" if seen else "activations were not captured"
     return history.finding(
         "bad_init_scale",
         "critical" if facts.bad else "warning",
-        f"The initial weights are too large: the first predictions are of size {size:.3g} and the first "
-        "loss is "
-        f"{facts.initial:.4g}; the largest is {names[order[0]]} with a gain of {gain[order[0]]:.3g}.",
+        f"The initial weights are too large: {what} and the first loss is {facts.initial:.4g}; the largest "
+        f"is {names[order[0]]} with a gain of {gain[order[0]]:.3g}.",
         first=history.steps[0],
         layers=[names[i] for i in order if gain[i] > 2],
         evidence={
-            "first_output": size,
-            "threshold": LARGE_OUTPUT,
+            **({"first_output": size} if seen else {"typical_gain": nanmedian(gain)}),
+            "threshold": LARGE_OUTPUT if seen else LARGE_GAIN,
             "loss_start": facts.initial,
             "gain": float(gain[order[0]]),
         },
         advice="Use He initialisation (ReLU) or Xavier (tanh), a gain of about 1 to 1.4; scale residual "
-        "branches by "
-        "1/sqrt(2 depth).",
-        confidence=0.85,
+        "branches by 1/sqrt(2 depth).",
+        confidence=0.85 if seen else 0.6,
     )
 
 

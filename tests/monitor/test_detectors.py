@@ -343,6 +343,30 @@ def test_dead_rows_without_activations_need_a_bad_outcome() -> None:
     assert finding.confidence < 0.7
 
 
+def test_gradients_that_repeat_themselves_are_stale_without_a_softmax() -> None:
+    made = Made(every=5)
+    rng = np.random.default_rng(3)
+    for name, row in made.rows["gradient"].items():
+        row["mean"] = rng.standard_normal(made.steps.size)
+        row["norm"] = 0.5 * np.minimum(1 + made.steps, 12.0)
+        row["std"] = row["rms"] = row["norm"] / made.rows["gradient"][name]["count"] ** 0.5
+    assert alarms(made) == []  # gradients that grow, of fresh batches
+    for row in made.rows["gradient"].values():
+        row["mean"] = np.sin(made.steps / 30) * row["norm"]
+    finding = only(made, "stale_gradients")
+    assert finding.confidence < 0.9
+    assert float(finding.evidence["autocorrelation"]) > 0.85
+
+
+def test_training_targets_much_noisier_than_validation_are_a_data_fault() -> None:
+    made = Made()
+    made.loss = 1.7 + 0.6 * np.exp(-made.all / 30)
+    made.val = 1.0 + 1.2 * np.exp(-made.all[19::20] / 30)
+    assert only(made, "data_fault").confidence <= 0.5
+    made.val = made.val + 0.5  # validation as noisy as training
+    assert alarms(made) == []
+
+
 def test_equal_bias_gradients_are_copies() -> None:
     made = Made()
     for i in (1, 2):
@@ -710,16 +734,31 @@ def test_preference_tuning_is_no_agent() -> None:
     assert outcome(made.history()).lack == ""
 
 
-def test_a_last_layer_that_grows_to_the_size_of_raw_targets_is_silent() -> None:
+def raw_targets() -> Made:
+    """A regression on numbers far from 1: losses of thousands."""
     made = Made()
+    made.loss, made.val = 1000 * made.loss, 1000 * made.val
+    for row in made.rows["gradient"].values():
+        row["norm"] = 1000 * row["norm"]
+    return made
+
+
+def test_a_last_layer_that_grows_to_the_size_of_raw_targets_is_silent() -> None:
+    made = raw_targets()
     made.rows["weight"][f"{LAYERS - 1}.weight"]["norm"] = np.linspace(5, 150, N)
     assert alarms(made) == []
     made.loss = made.loss[::-1].copy()
     assert "weight_growth" in [f.problem for f in alarms(made)]
 
 
-def test_large_first_steps_towards_raw_targets_are_silent() -> None:
+def test_a_classifiers_last_layer_has_no_reason_to_grow() -> None:
     made = Made()
+    made.rows["weight"][f"{LAYERS - 1}.weight"]["norm"] = np.linspace(5, 150, N)
+    assert only(made, "weight_growth").layers == (f"{LAYERS - 1}.weight",)
+
+
+def test_large_first_steps_towards_raw_targets_are_silent() -> None:
+    made = raw_targets()
     made.rows["update"] = {
         n: {**c, "ratio": np.where(made.steps < 6, 0.2, 0.005)} for n, c in made.rows["update"].items()
     }
