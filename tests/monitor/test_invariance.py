@@ -41,8 +41,9 @@ def network(act: type[nn.Module], depth: int) -> nn.Sequential:
 
 
 def dead(model: nn.Sequential) -> None:
-    assert isinstance(model[2], nn.Linear)
-    nn.init.constant_(model[2].bias, -30.0)
+    hidden = model[2]
+    assert isinstance(hidden, nn.Linear)
+    nn.init.constant_(hidden.bias, -30.0)
 
 
 #: name -> activation, depth, learning rate, what is broken, the first alarm
