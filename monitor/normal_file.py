@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .courses import LAYER_SIGNALS
+from .envelopes import Envelope
 from .errors import RunError
-from .normal import Envelope, Normal
+from .normal import Normal
 
 FORMAT, VERSION = "layerwatch-normal", 1
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..courses import Courses, courses, shapes_of
+from ..envelopes import Envelope, student
 from ..findings import Finding
-from ..normal import Departure, Envelope, Normal, departures, student
+from ..normal import Departure, Normal, departures
 from .history import PERSISTENT, TRAIN_LOSS, VAL_LOSS, Bools, Floats, History, Ints, lasting
 from .registry import Unjudged, detector
 

@@ -16,7 +16,8 @@ from layerwatch.monitor.calibration import calibrate
 from layerwatch.monitor.courses import better, courses, smooth
 from layerwatch.monitor.detectors import Arrays, History
 from layerwatch.monitor.detectors.regression import regression
-from layerwatch.monitor.normal import LEAST_LIMIT, LIMIT_ALONE, Normal, departures, learn, student
+from layerwatch.monitor.envelopes import LEAST_LIMIT, LIMIT_ALONE, student
+from layerwatch.monitor.normal import Normal, departures, learn
 from layerwatch.monitor.normal_file import VERSION, read_normal, write_normal
 
 
@@ -60,7 +61,8 @@ def test_smoothing_drops_single_captures_and_keeps_jumps_where_they_are() -> Non
 def test_clocks_and_counters_are_not_compared() -> None:
     steps = np.arange(20)
     names = ("step_time", "gpu memory", "epoch", "recorder/loss", "val_loss")
-    source = Arrays(losses=dict.fromkeys(names, (steps, 1.0 + steps)))
+    values = steps.tolist(), (1.0 + steps).tolist()
+    source = Arrays(losses=dict.fromkeys(names, values))
     assert list(courses(History(source)).scalars) == ["val_loss"]
 
 
