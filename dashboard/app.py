@@ -180,7 +180,7 @@ def _register_zoom(app: Dash, ids: list[str]) -> None:
         app.clientside_callback(
             ClientsideFunction("layerwatch", "zoomed"),
             Output({"state": "range"}, "value", allow_duplicate=True),
-            *[Input(name, "relayoutData") for name in ids],
+            *[Input(name, "relayoutData", allow_optional=True) for name in ids],
             prevent_initial_call=True,
         )
 

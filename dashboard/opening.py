@@ -91,7 +91,10 @@ class Opener:
 
 
 def address() -> dict[str, Any] | None:
-    """The page that asks for the layout, from its Referer; None when the browser does not tell."""
+    """The page that asks for the layout, from its Referer; None when the browser does not tell.
+
+    Of a very long address it tells the origin only, which looks like the address of the Runs page.
+    """
     try:
         asked = urlsplit(request.referrer or "") if has_request_context() else None
     except ValueError:
@@ -99,8 +102,11 @@ def address() -> dict[str, Any] | None:
     base = request.script_root if asked else ""
     if not asked or asked.netloc != request.host or not asked.path.startswith(f"{base}/"):
         return None
+    path = asked.path.removeprefix(base)
+    if path == "/":
+        return None
     return {
-        "path": asked.path.removeprefix(base),
+        "path": path,
         "search": f"?{asked.query}" if asked.query else "",
         "count": 0,
     }

@@ -126,11 +126,11 @@ def draw(
     except Exception as error:  # any other fault is ours; the page must say so and stay usable
         log.exception("drawing %s failed", plot.id)
         figure = message(f"This plot could not be drawn ({type(error).__name__}).", style, failed=True)
-    figure = framed(_laid_out(figure, library, page["run"], controls))
+    figure = _laid_out(figure, library, page["run"], controls)
     layout = figure["layout"]
     layout["template"] = TEMPLATES[style.palette.name]
     layout["uirevision"] = "|".join([page["run"], *(str(controls.get(key)) for key in ("axis", *plot.keep))])
-    return escaped(figure)
+    return framed(escaped(figure))
 
 
 def _laid_out(figure: Figure, library: Library, name: str, controls: dict[str, Any]) -> Figure:

@@ -14,6 +14,7 @@ from .theme import Figure
 #: Widths of a digit and of another character, and the height of a line, as shares of the font's size.
 DIGIT, LETTER, HEIGHT = 0.62, 0.54, 1.35
 TITLE, LABEL = 12, 11  # sizes of the template's fonts
+MOST = 280  # pixels for the labels of an axis, however long they are
 STANDOFF, PAD = 8, 5  # between labels and title, labels and axis
 LEAST = 5  # characters of a numeric label for which there is room at least: a zoom makes them longer
 _TAG, _SUP = re.compile(r"<[^>]*>"), re.compile(r"<su[bp]>(.*?)</su[bp]>")
@@ -58,7 +59,7 @@ def _need(axis: dict[str, Any], letter: str, values: list[float]) -> int:
         lines = 2 if axis.get("type") == "date" else 1
         room += size * HEIGHT * lines
     else:
-        room += max((text_width(label, size) for label in _labels(axis, values)), default=0)
+        room += min(max((text_width(label, size) for label in _labels(axis, values)), default=0), MOST)
     if axis.get("title", {}).get("text"):
         room += axis["title"].get("standoff", STANDOFF) + TITLE * HEIGHT
     return math.ceil(room)

@@ -22,6 +22,10 @@ def test_long_names_get_room_and_short_ones_do_not_take_it() -> None:
     assert short["r"] == 12
 
 
+def test_names_never_take_the_whole_figure() -> None:
+    assert margin(yaxis={"type": "category", "categoryarray": ["n" * 10_000]})["l"] < 300
+
+
 def test_what_is_written_counts_not_what_it_stands_for() -> None:
     axis = {"tickvals": ["a" * 80], "ticktext": ["a…"], "type": "category", "categoryarray": ["a" * 80]}
     assert margin(yaxis=axis)["l"] < 40
