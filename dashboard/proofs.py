@@ -10,7 +10,7 @@ import pandas as pd
 from ..monitor.detectors import History
 from ..monitor.detectors.gradients import leverage, softmax_bias
 from ..monitor.detectors.history import Floats, nanmedian
-from ..monitor.detectors.outcome import finite, outcome
+from ..monitor.detectors.outcome import finite, outcome, predictor
 from ..monitor.detectors.overfitting import ACCURACY_LOST, GENERALISATION_LOSS, VAL_ACCURACY
 from ..monitor.detectors.rates import held, largest_rate, update_ratios
 from ..monitor.detectors.scales import input_size
@@ -182,18 +182,24 @@ def init_scale(c: Case) -> Evidence:
 
 
 def predictions(c: Case, default: float = 10.0) -> Evidence:
-    """Root mean square of what the last matrix puts out."""
+    """Root mean square of what the last matrix puts out, or its mean where all logits were shifted."""
     h = c.history
-    module = str(h.of(h.output, "module")) if h.output else ""
-    values = h.table("activation", "rms", (module,))[:, 0]
-    return Evidence(
-        "predictions, rms", {module: (h.steps, values)}, {}, {"limit": c.threshold(default)}, True
-    )
+    last = predictor(h)
+    module = str(h.of(last, "module")) if last else ""
+    statistic = "rms" if c.value("logit_mean") is None else "mean"
+    values = np.abs(h.table("activation", statistic, (module,))[:, 0])
+    limits = {"limit": c.threshold(default)}
+    return Evidence(f"predictions, {statistic}", {module: (h.steps, values)}, {}, limits, True)
 
 
 def inputs(c: Case) -> Evidence:
-    """Size of the inputs; of batches that hold one class, the least gradient of the output's bias."""
+    """Size of the inputs; of batches that hold one class, the least gradient of the output's bias; of targets
+    that do not fit, the losses.
+    """
     h = c.history
+    if c.value("val_over_train") is not None:
+        factor = c.threshold(0.75)
+        return losses(c, {f"{factor:.0%} of the training loss": factor * outcome(h).end})
     if c.value("share_of_captures") is not None:
         return surprise(c)
     module, size = input_size(h)
@@ -214,7 +220,9 @@ def surprise(c: Case) -> Evidence:
 
 
 def pile_up(c: Case) -> Evidence:
-    """The largest gradient over the classes, which one batch cannot push beyond 1."""
+    """The largest gradient over the classes, which one batch cannot push beyond 1; or how the norms grow."""
+    if c.value("autocorrelation") is not None:
+        return of_layers("gradient norm", column("gradient", "norm"))(c)
     h, bias = c.history, softmax_bias(c.history)
     both = np.hstack([h.table("gradient", name, (bias or "",)) for name in ("min", "max")])
     size = np.abs(both).max(axis=1)

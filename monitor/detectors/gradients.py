@@ -30,8 +30,8 @@ BARELY_MOVING = 1e-2
 #: A mean of prediction - label cannot leave [-1, 1] (5 % for rounding); it does in so many captures at least.
 BEYOND_BATCH, OFTEN = 1.05, 0.1
 #: Gradients that grow so many times within so many steps and repeat themselves from capture to capture:
-#: fresh batches leave an autocorrelation of at most 0.2, seldom 0.8; piled gradients have above 0.9.
-PILED, PILING_STEPS, REPEATING = 3.0, 20, 0.85
+#: among gradients that grow so, fresh batches leave an autocorrelation below 0.2, piled ones have 0.7 to 1.
+PILED, PILING_STEPS, REPEATING = 3.0, 20, 0.5
 
 
 def optimized(history: History) -> tuple[str, ...]:
@@ -274,7 +274,7 @@ def stale_gradients(history: History) -> Finding | None:
     For a classifier: the gradient of the output's bias is a mean of prediction - label and cannot leave [-1,
     1]. It starts inside and is outside in at least a tenth of the captures. For any model captured every few
     steps: the gradient norm grows threefold within the first 20 steps, and from capture to capture gradients
-    hardly change: the mean of the typical matrix's gradient has an autocorrelation above 0.85. Told apart: a
+    hardly change: the mean of the typical matrix's gradient has an autocorrelation above 0.5. Told apart: a
     sum-reduced loss is outside from the start; gradients of fresh batches are noise from step to step, and
     those of a full batch do not grow while the loss falls.
     """

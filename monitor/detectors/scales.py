@@ -27,6 +27,8 @@ LARGE_GAIN = 3.0
 START_OVER_TRIVIAL = 2.5
 #: Logits of this size, and so many times that of a quarter of the run, run away.
 LARGE_LOGITS, LOGITS_GREW = 10.0, 3.0
+#: A mean of all logits of this size: healthy ones stay near 0, where they began.
+LARGE_OFFSET = 3.0
 #: Weight decay over gradient; what is left of the weights' first size; and of the first loss.
 PULL, SHRUNK, STILL_HIGH = 0.3, 0.7, 0.4
 
@@ -182,32 +184,54 @@ def _too_small(history: History, names: tuple[str, ...], gain: Floats) -> Findin
 def logit_drift(history: History) -> Finding | None:
     """The logits of a classifier run away.
 
-    Root mean square of the predictions above 10 and three times what it was at a quarter of the run, still
-    growing, while the loss diverges or is back at its start (z-loss keeps log Z near 0, arXiv 2309.14322).
-    Told apart: a classifier that grows confident, whose loss falls.
+    While the loss diverges or is back at its start: root mean square of the predictions above 10 and three
+    times what it was at a quarter of the run; or, for a softmax, which does not feel what is added to all its
+    logits, their mean above 3, larger than their spread and three times that of a quarter (z-loss keeps log Z
+    near 0, arXiv 2309.14322). Told apart: a classifier that grows confident, whose loss falls.
     """
     facts = outcome(history)
     name = predictor(history)
     if name is None or not facts.bad or not math.isfinite(facts.trivial) or history.captures < 8:
         return None
     module = history.of(name, "module")
-    size = history.table("activation", "rms", (module,))[:, 0]
-    quarter = history.captures // 4
-    early, late = nanmedian(size[max(0, quarter - 2) : quarter + 3]), nanmedian(size[-max(3, quarter // 2) :])
-    if not (late > LARGE_LOGITS and late > LOGITS_GREW * early):
+    size, mean, spread = (
+        np.abs(history.table("activation", column, (module,))[:, 0]) for column in ("rms", "mean", "std")
+    )
+    grown = _grown(history, size, LARGE_LOGITS)
+    if grown is None:
+        quarter = max(3, history.captures // 8)
+        if not nanmedian(mean[-quarter:]) > nanmedian(spread[-quarter:]):
+            return None
+        size = mean
+        grown = _grown(history, mean, LARGE_OFFSET)
+    if grown is None:
         return None
+    early, late = grown
     begin = int(np.flatnonzero(np.nan_to_num(size) > 2 * early)[0]) if early > 0 else 0
+    shifted = size is mean
     return history.finding(
         "logit_drift",
         "critical",
-        f"The predictions of {module} grew from {early:.3g} to {late:.3g}, and {facts.words()}.",
+        f"The predictions of {module} {'were all shifted' if shifted else 'grew'} from {early:.3g} to "
+        f"{late:.3g}, and {facts.words()}.",
         first=history.steps[begin],
         layers=[name],
-        evidence={"logit_rms": late, "threshold": LARGE_LOGITS, "at_a_quarter": early},
+        evidence={
+            "logit_mean" if shifted else "logit_rms": late,
+            "threshold": LARGE_OFFSET if shifted else LARGE_LOGITS,
+            "at_a_quarter": early,
+        },
         advice="Add a z-loss (1e-4), check the signs of penalty terms, use weight decay on the last "
         "layer, lower the learning rate.",
         confidence=0.7,
     )
+
+
+def _grown(history: History, size: Floats, least: float) -> tuple[float, float] | None:
+    """The size at a quarter of the run and at its end, when it has grown beyond `least` and threefold."""
+    quarter = history.captures // 4
+    early, late = nanmedian(size[max(0, quarter - 2) : quarter + 3]), nanmedian(size[-max(3, quarter // 2) :])
+    return (early, late) if late > least and late > LOGITS_GREW * early else None
 
 
 @detector("over_regularised")

@@ -355,7 +355,7 @@ def test_gradients_that_repeat_themselves_are_stale_without_a_softmax() -> None:
         row["mean"] = np.sin(made.steps / 30) * row["norm"]
     finding = only(made, "stale_gradients")
     assert finding.confidence < 0.9
-    assert float(finding.evidence["autocorrelation"]) > 0.85
+    assert float(finding.evidence["autocorrelation"]) > 0.5
 
 
 def test_training_targets_much_noisier_than_validation_are_a_data_fault() -> None:
