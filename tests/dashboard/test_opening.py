@@ -65,7 +65,9 @@ def test_the_page_of_the_address_comes_with_the_layout(client: Client) -> None:
     assert not found["flow-map"]["figure"]["data"]  # nobody has asked for it before: reading a log takes time
 
 
-@pytest.mark.parametrize("referer", ["", f"{HOST}/", "http://elsewhere.example/run/base", "not a url", "http://[::1"])
+@pytest.mark.parametrize(
+    "referer", ["", f"{HOST}/", "http://elsewhere.example/run/base", "not a url", "http://[::1"]
+)
 def test_without_an_address_of_ours_the_page_is_asked_for_later(client: Client, referer: str) -> None:
     found = layout(client, referer)
     assert found["page"]["data"] == {}
