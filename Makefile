@@ -2,7 +2,7 @@
 # Needs make, python3 and python3-venv (Debian/Ubuntu: apt-get install make python3-venv). The rest goes into .venv.
 #
 #   make demo ARGS="--port 8060"     options are passed to `layerwatch demo`
-#   make test ARGS="tests/monitor"   options are passed to pytest
+#   make test ARGS="tests/monitor"   options are passed to pytest; test files run beside each other, one a core
 #   LAYERWATCH_CHROMIUM=/path/to/chrome make test
 
 PYTHON ?= python3
@@ -47,7 +47,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/layerwatch demo $(ARGS)
 
 test: $(VENV)/.installed-dev browser
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -20,7 +20,7 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from layerwatch.dashboard.app import open_page
+from layerwatch.dashboard.shell import open_page
 from layerwatch.dashboard.pages import PAGES
 from layerwatch.dashboard.plots import draw
 from layerwatch.dashboard.queries import Library
