@@ -333,12 +333,12 @@ def _repeating(history: History) -> Finding | None:
     if not growth > PILED:
         return None
     likeness = nanmedian(_autocorrelation(means))
-    if not likeness > REPEATING:
-        return None
     facts = outcome(history)
+    if not likeness > REPEATING or not facts.bad:  # raw targets, epochs over one batch: they repeat and work
+        return None
     return history.finding(
         "stale_gradients",
-        "critical" if facts.bad else "warning",
+        "critical",
         f"Gradients pile up over the steps: they grow {growth:.3g} times within {PILING_STEPS} steps and "
         f"hardly change from one capture to the next (autocorrelation {likeness:.2f}), and {facts.words()}.",
         first=history.steps[0],

@@ -21,6 +21,10 @@ LOST_PROGRESS = 0.3
 LEAST_POINTS, LEAST_STEPS = 20, 100
 
 
+#: Why the loss of reinforcement learning tells nothing.
+AGENT = "a return or reward is logged, and the loss of an agent rises with what there is to win"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Facts about the training loss. NaN or None where there is too little to tell."""
@@ -113,7 +117,7 @@ def _lack(history: History, points: int) -> str:
     # Preference tuning logs rewards too, as `rewards/...`, but its loss must fall.
     names = (n.lower() for n in history.source.scalar_names() if not n.lower().startswith("rewards/"))
     if any(re.search(r"(?<![a-z])(returns?|rewards?|rew)(?![a-z])", name) for name in names):
-        return "a return or reward is logged, and the loss of an agent rises with what there is to win"
+        return AGENT
     return ""
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..findings import Finding
 from .history import MATRICES, Bools, History, Ints, lasting, nanmedian
-from .outcome import outcome
+from .outcome import AGENT, outcome
 from .registry import Unjudged, detector
 
 #: Activation functions that put out exactly zero for whole half-lines.
@@ -30,7 +30,7 @@ def dead_units(history: History) -> Finding | None:
     not dead. Without: rows of a matrix whose gradient is exactly zero at every one of those captures, while
     the layer after it does receive gradient; weaker evidence, because other things silence a row.
     `first_step` is where the dead half fell silent. Told apart: sparse layers, activation functions without
-    an exact zero (GELU, LeakyReLU), a layer that is cut off.
+    an exact zero (GELU, LeakyReLU), a layer that is cut off, agents (a remark: their states are few).
     """
     if history.captures < LEAST_CAPTURES:
         return None
@@ -68,7 +68,7 @@ def _dead_finding(history: History, worst: dict[str, tuple[float, int]], by_rows
     )
     return history.finding(
         "dead_units",
-        "critical" if facts.bad else "warning",
+        "critical" if facts.bad else "info" if facts.lack == AGENT else "warning",
         f"{share:.0%} of the units of {order[0]} have been dead since step {step}, and "
         f"{facts.words()}{weaker}.",
         first=step,

@@ -353,6 +353,8 @@ def test_gradients_that_repeat_themselves_are_stale_without_a_softmax() -> None:
     assert alarms(made) == []  # gradients that grow, of fresh batches
     for row in made.rows["gradient"].values():
         row["mean"] = np.sin(made.steps / 30) * row["norm"]
+    assert alarms(made) == []  # raw targets, epochs over one batch: they repeat, and the training works
+    made.loss = made.loss[::-1].copy()
     finding = only(made, "stale_gradients")
     assert finding.confidence < 0.9
     assert float(finding.evidence["autocorrelation"]) > 0.5
@@ -769,3 +771,12 @@ def test_large_first_steps_towards_raw_targets_are_silent() -> None:
     assert alarms(made) == []
     made.rows["weight"][names[0]]["norm"] = np.linspace(45, 48, N)  # the hidden one lost what it started from
     assert [f.problem for f in alarms(made)] == ["learning_rate_too_high"]
+
+
+def test_dead_units_of_an_agent_are_a_remark() -> None:
+    made = Made()
+    made.active["activation", "act2"] = (made.steps, np.zeros((N, UNITS), bool))
+    assert only(made, "dead_units").severity == "warning"
+    made.extra["episode_return"] = (made.all, 20 + 2.0 * made.all)
+    assert alarms(made) == []
+    assert [f.problem for f in judge(made.history())[0]] == ["dead_units"]
