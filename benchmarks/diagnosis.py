@@ -2,7 +2,7 @@
 
     python benchmarks/diagnosis.py                              # train the cases (half an hour), judge them
     python benchmarks/diagnosis.py --keep RUNS --seeds 3        # the same, and keep the runs
-    python benchmarks/diagnosis.py --keep RUNS --as-if 10 50 --log-every 10 --hide activation update
+    python benchmarks/diagnosis.py --judge --keep RUNS --as-if 10 50 --log-every 10 --hide activation update
                                                                 # kept runs as poorer logs would show them
     python benchmarks/diagnosis.py --ablate roles gate persistence
     python benchmarks/diagnosis.py --bench FOLDER --keep RUNS   # another benchmark's trainings (see below)
@@ -113,6 +113,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, help="keep the runs here; those that are there are not trained again"
     )
+    parser.add_argument("--judge", action="store_true", help="only judge what is there, train nothing")
     parser.add_argument("--ablate", nargs="*", default=[], choices=sorted(ABLATIONS))
     parser.add_argument("--bench", type=Path, help="a folder with another benchmark")
     options = parser.parse_args()
@@ -122,9 +123,10 @@ def main() -> int:
         root.mkdir(parents=True, exist_ok=True)
         if options.bench:
             return run_bench(options.bench, root, options)
-        start = time.perf_counter()
-        record(root, options.only, options.seeds, options.every)
-        print(f"trained in {time.perf_counter() - start:.0f} s")
+        if not options.judge:
+            start = time.perf_counter()
+            record(root, options.only, options.seeds, options.every)
+            print(f"trained in {time.perf_counter() - start:.0f} s")
         for every in options.as_if:
             print(f"judged as if captured every {every} steps, losses every {options.log_every}:")
             report(judged(root, options.only, options, every))

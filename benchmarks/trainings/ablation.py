@@ -39,7 +39,7 @@ def without_gate() -> Iterator[None]:
     def always_bad(detector: Detector) -> Detector:
         def ask(seen: History) -> object:
             real = outcome.outcome(seen)
-            seen.__dict__["outcome"] = replace(real, stalled=True, end=max(real.end, real.initial))
+            seen.__dict__["outcome"] = replace(real, stalled=True)
             try:
                 return detector(seen)
             finally:

@@ -32,7 +32,7 @@ def run_bench(bench: Path, kept: Path, options: argparse.Namespace) -> int:
     labels = {i: v for i, v in labels.items() if v["status"] == "kept" and re.search(options.only, i)}
     scenarios = importlib.import_module("faultbench.core").load_scenarios(package)
     score = importlib.import_module("faultbench.score")
-    for seed in range(options.seeds):
+    for seed in range(0 if options.judge else options.seeds):
         for name in labels:
             _train(scenarios[name], seed, kept, options.every)
     for every in options.as_if:
@@ -82,7 +82,7 @@ def _judge(
         return History(Seen(Run(path), every, options.log_every, hidden))
 
     results = []
-    for run in sorted(p for p in kept.iterdir() if p.is_dir() and not p.name.startswith("_")):
+    for run in sorted(p.with_suffix("") for p in kept.glob("*.done") if not p.name.startswith("_")):
         name, seed = run.name.rsplit("-", 1)
         if name not in labels:
             continue
