@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,8 @@ def test_the_healthy_example_has_no_alarm(folder: Path) -> None:
 
 def test_commands_run(folder: Path) -> None:
     commands = [c for c in _commands("bash") if c.startswith("layerwatch")]
-    assert {c.split()[1] for c in commands} == {"dashboard", "check", "runs", "export"}
+    assert {c.split()[1] for c in commands} == {"dashboard", "check", "explain", "runs", "export"}
+    shutil.copytree(folder / "runs" / "exp1", folder / "runs" / "exp2")
     for command in commands:
         words = [sys.executable, "-m", "layerwatch", *command.split()[1:]]
         if "dashboard" in words:  # serves until it is ended: the browser tests do that
