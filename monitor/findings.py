@@ -100,6 +100,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
         "data_fault",
         "bad_init_scale",
         "symmetric_units",
+        "over_regularised",
         "loss_scale_collapse",
         "gradient_underflow",
         "schedule_fault",

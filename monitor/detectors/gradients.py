@@ -19,6 +19,8 @@ from .registry import Unjudged, detector
 
 #: Leverage of a healthy layer is about 0.1 to 30; 300 means that a change of 0.3 % doubles the loss.
 EXPLODING = 300.0
+#: So many times the limit is no accident at two captures either.
+EXTREME = 30.0
 #: First over last layers (AUTOTRAINER: 70 for exploding, beta1 = 1e-3 for vanishing).
 UNEVEN, VANISHING = 70.0, 1e-3
 #: Growth of the gradient norm over its usual size that, with a rising loss, is an explosion under way.
@@ -92,9 +94,10 @@ def _depth_profile(history: History, names: tuple[str, ...], table: Floats) -> t
 def exploding_gradients(history: History) -> Finding | None:
     """Gradients far too large for the weights that they belong to.
 
-    Any of: a layer's leverage above 300 at three consecutive captures; the gradient norm 100 times its
-    usual size while the loss rises (persistently); leverage of the first layers more than 70 times that of
-    the last with a clear trend through the depth, and a training that fails. Taken before clipping. Told
+    Any of: a layer's leverage above 300 at three consecutive captures (30 times that at two); the gradient
+    norm 100 times its usual size while the loss rises (persistently); leverage of the first layers more than
+    70 times that of the last with a clear trend through the depth, and a training that fails. Taken before
+    clipping. Told
     apart: warm-up, batch size, loss scaling and sum-reduced losses change gradients, not leverage; a
     converging loss does not raise it, because the first loss bounds the denominator from below.
     """
@@ -113,6 +116,8 @@ def _too_much_leverage(history: History, names: tuple[str, ...], table: Floats) 
     hits = np.nan_to_num(table) > EXPLODING
     often: Bools = np.any(hits, axis=1)
     begin = persistent(often)
+    if begin is None:  # far beyond the limit two captures are enough: they may be many steps apart
+        begin = persistent(np.any(np.nan_to_num(table) > EXTREME * EXPLODING, axis=1), 2)
     if begin is None:
         # Recurrent networks explode in bursts: a fifth of all captures is no accident either.
         if often.mean() < 0.2 or often.sum() < 3:

@@ -78,7 +78,7 @@ def learning_rate_too_high(history: History) -> Finding | None:
     The update ratio |dw| / |w| of the typical matrix is at least 0.1 at three consecutive captures (or the
     weights moved by more than their own size between two captures), and the loss diverges, does not fall, or
     is no longer finite. Large steps alone are no alarm: Adam's first steps on small weights are large and
-    harmless. Told apart: a run that was well for long and breaks without a change of the learning rate
+    harmless. Told apart: a run that learnt well for long and breaks without a change of the learning rate
     (`loss_spike`, `exploding_gradients`), a jump of the schedule (`schedule_fault`).
     """
     facts = outcome(history)
@@ -89,16 +89,18 @@ def learning_rate_too_high(history: History) -> Finding | None:
     typical = nanmedian(ratio, axis=1)
     begin = persistent(np.nan_to_num(typical) >= LARGE_UPDATE)
     what, value = "update_ratio", float(np.nanmax(typical, initial=0.0))
-    if begin is None:
-        begin, value = _leap(history, names)
-        what = "relative_change_between_captures"
+    leap, change = _leap(history, names)
+    went_well = facts.initial - facts.best > SLOW * abs(facts.initial)
+    if leap is not None and (begin is None or (leap < begin and not went_well)):
+        begin, value, what = leap, change, "relative_change_between_captures"
     if begin is None:
         return None
     first = int(history.steps[begin])
     onset = _onset(facts.diverged_step, facts.broken_step)
     if onset is not None and first > onset + 2 * history.slack:
         return None  # the loss broke first: large steps are the consequence
-    if onset is not None and first > max(20, 0.1 * history.last_step) and not _rate_rose(history, first):
+    late = onset is not None and first > max(20, 0.1 * history.last_step)
+    if late and went_well and not _rate_rose(history, first):
         return None  # all went well for long at this learning rate
     order = np.argsort(-np.nan_to_num(nanmedian(ratio[begin : begin + 20], axis=0)))
     rate = largest_rate(history)
