@@ -7,7 +7,7 @@
     python benchmarks/diagnosis.py --ablate roles gate persistence
     python benchmarks/diagnosis.py --bench FOLDER --keep RUNS   # another benchmark's trainings (see below)
 
-Every case is an ordinary short training on made-up data (benchmarks/trainings). A faulty one differs from its
+Every case is an ordinary short training on made-up data (benchmarks/diagnosed). A faulty one differs from its
 healthy twin by one change, and a probe that shares no code with the detectors must measure the fault: cases
 where it does not are left out. Half of the families were held out while the detectors were written; their
 score stands apart. An alarm is a finding of severity warning or critical.
@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trainings import CASES
-from trainings.ablation import ABLATIONS
-from trainings.other_bench import run_bench
-from trainings.recording import Recorder
-from trainings.score import Verdict, by_code, confusion, summary, verdict, wilson
-from trainings.seen import OF_ACTIVATIONS, Seen
+from diagnosed import CASES
+from diagnosed.ablation import ABLATIONS
+from diagnosed.other_bench import run_bench
+from diagnosed.recording import Recorder
+from diagnosed.score import Verdict, by_code, confusion, summary, verdict, wilson
+from diagnosed.seen import OF_ACTIVATIONS, Seen
 
 from layerwatch.monitor import Finding, Run
 from layerwatch.monitor.detectors.history import History

@@ -87,7 +87,7 @@ def test_profiles_follow_the_sliders_and_shift_clicks(open_page: Open, healthy: 
     slider.focus()
     page.keyboard.press("End")
     until(lambda: "&at=" not in address(page) and "?at=" not in address(page), "the end is no choice")
-    assert traces(page, "flow-map")[-1]["name"] == "at step 59"
+    until(lambda: traces(page, "flow-map")[-1]["name"] == "at step 59", "the profile of the last step")
 
 
 def test_a_drag_reads_again_and_a_click_opens_the_layer(open_page: Open) -> None:

@@ -19,7 +19,7 @@ from layerwatch.monitor import RunError
 
 def test_scripts_are_compressed_once_and_cached(client: Client) -> None:
     html = client.get("/", headers={"Host": "localhost"}).text
-    style = next(path for path in re.findall(r'href="([^"]+)"', html) if "style.css" in path)
+    style = next(path for path in re.findall(r'href="([^"]+)"', html) if "all.css" in path)
     answer = client.get(style, headers={"Host": "localhost", "Accept-Encoding": "gzip"}, buffered=True)
     assert answer.headers["Content-Encoding"] == "gzip"
     assert "max-age=31536000" in answer.headers["Cache-Control"]
