@@ -20,10 +20,10 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from layerwatch.dashboard.shell import open_page
 from layerwatch.dashboard.pages import PAGES
 from layerwatch.dashboard.plots import draw
 from layerwatch.dashboard.queries import Library
+from layerwatch.dashboard.shell import open_page
 from layerwatch.dashboard.urls import RUN_PAGES, View
 from layerwatch.monitor import Run, RunError, RunExistsError, plain, quantiles, summarise
 from layerwatch.monitor.event_files import EventFile, masked
