@@ -12,8 +12,8 @@ healthy twin by one change, and a probe that shares no code with the detectors m
 where it does not are left out. Half of the families were held out while the detectors were written; their
 score stands apart. An alarm is a finding of severity warning or critical.
 
-`--bench FOLDER` expects a package of scenarios with their manifest and the scores of other tools, as
-FOLDER/faultbench, FOLDER/scenarios_*, FOLDER/manifest_*.json and FOLDER/results/scores.*.json.
+`--bench FOLDER` expects a package with modules `core` and `score`, a package of scenarios, scenarios_*, their
+labels, manifest_*.json, and the scores of other tools, results/scores.*.json.
 """
 
 from __future__ import annotations

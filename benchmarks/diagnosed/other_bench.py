@@ -30,8 +30,9 @@ def run_bench(bench: Path, kept: Path, options: argparse.Namespace) -> int:
     split = package.split("_")[-1]
     labels = json.loads((bench / f"manifest_{split}.json").read_text())
     labels = {i: v for i, v in labels.items() if v["status"] == "kept" and re.search(options.only, i)}
-    scenarios = importlib.import_module("faultbench.core").load_scenarios(package)
-    score = importlib.import_module("faultbench.score")
+    tools = next(p.parent.name for p in sorted(bench.glob("*/score.py")))
+    scenarios = importlib.import_module(f"{tools}.core").load_scenarios(package)
+    score = importlib.import_module(f"{tools}.score")
     for seed in range(0 if options.judge else options.seeds):
         for name in labels:
             _train(scenarios[name], seed, kept, options.every)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..findings import Finding
-from .gradients import softmax_bias, stale_gradients
+from .gradients import piling, softmax_bias
 from .history import History, nanmedian
 from .outcome import finite, outcome, smooth
 from .registry import detector
@@ -105,7 +105,7 @@ def _sorted_batches(history: History) -> Finding | None:
         return None
     surprise = lowest < -SURPRISED
     half = history.captures // 2
-    if min(surprise[:half].mean(), surprise[half:].mean()) < OFTEN or stale_gradients(history):
+    if min(surprise[:half].mean(), surprise[half:].mean()) < OFTEN or piling(history):
         return None  # sums over many batches are no mean over one
     return history.finding(
         "data_fault",

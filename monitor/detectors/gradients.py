@@ -327,8 +327,11 @@ def _beyond_one_batch(history: History) -> Finding | None:
     )
 
 
-def _repeating(history: History) -> Finding | None:
-    if history.slack > PILING_STEPS // 2 or history.steps[0] > 1 or history.captures < 12:
+def piling(history: History) -> tuple[float, float] | None:
+    """How gradients grow within the first steps, and the autocorrelation of their means over the captures,
+    when both are those of gradients that are not reset.
+    """
+    if history.slack > PILING_STEPS // 2 or history.captures < 12 or history.steps[0] > 1:
         return None
     names = optimized(history)
     norms, means = (history.table("gradient", column, names) for column in ("norm", "mean"))
@@ -338,9 +341,15 @@ def _repeating(history: History) -> Finding | None:
     if not growth > PILED:
         return None
     likeness = nanmedian(_autocorrelation(means))
+    return (growth, likeness) if likeness > REPEATING else None
+
+
+def _repeating(history: History) -> Finding | None:
     facts = outcome(history)
-    if not likeness > REPEATING or not facts.bad:  # raw targets, epochs over one batch: they repeat and work
+    seen = piling(history)
+    if seen is None or not facts.bad:  # raw targets, epochs over one batch: they repeat and work
         return None
+    growth, likeness = seen
     return history.finding(
         "stale_gradients",
         "critical",
