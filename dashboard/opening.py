@@ -43,6 +43,8 @@ class Opener:
 
     def learn(self, page: str, run: str, screen: dict[str, Any], plots: list[str]) -> None:
         """A browser has asked for these when it had the page; they have been drawn."""
+        if not plots or run not in self._library.runs():
+            return  # what is kept is bounded by what there is
         known = self._in_view.setdefault((page, bool(screen.get("narrow"))), [])
         known.extend(name for name in plots if name not in known)
         self._read.add((run, page))
@@ -69,21 +71,23 @@ class Opener:
         wanted = self._in_view.get((view.page, bool(screen.get("narrow"))))
         if not wanted or (view.run, view.page) not in self._read:
             return
-        parts = {}
+        state, parts = {}, {}
         for item in (each for part in body for each in (part, *part._traverse())):
             key = getattr(item, "id", None)
             if isinstance(key, dict) and "state" in key:
-                parts[key["state"],] = getattr(item, "value", None)
+                state[key["state"]] = getattr(item, "value", None)
             elif isinstance(key, str):
                 parts[key] = item
         begun = time.perf_counter()
         for plot in PAGES[view.page].PLOTS:
             if plot.id in wanted and plot.id in parts and time.perf_counter() - begun < MOST_SECONDS:
-                self._fill(plot, view, screen, parts)
+                self._fill(plot, view.run, screen, state, parts)
 
-    def _fill(self, plot: Plot, view: View, screen: dict[str, Any], parts: dict[Any, Any]) -> None:
-        values = [None if parts.get((key,)) == "" else parts.get((key,)) for key in plot.controls]
-        drawn = current(plot, self._library, self._sent, {"run": view.run}, screen, values)
+    def _fill(
+        self, plot: Plot, run: str, screen: dict[str, Any], state: dict[str, Any], parts: dict[str, Any]
+    ) -> None:
+        values = [None if state.get(key) == "" else state.get(key) for key in plot.controls]
+        drawn = current(plot, self._library, self._sent, {"run": run}, screen, values)
         frame = parts[f"{plot.id}-frame"]
         parts[plot.id].figure, frame.className, parts[f"{plot.id}-said"].children = outcome(drawn)
         # By this the browser knows that it need not ask: see assets/visible.js.

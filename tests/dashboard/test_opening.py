@@ -11,6 +11,9 @@ import pytest
 from werkzeug.test import Client
 
 from layerwatch.dashboard import create_app
+from layerwatch.dashboard.opening import Opener
+from layerwatch.dashboard.queries import Library
+from layerwatch.dashboard.sent import Sent
 from tests.dashboard.made_runs import write_run
 
 HOST = "http://localhost"
@@ -95,6 +98,15 @@ def test_only_first_requests_teach_and_only_their_width_of_screen(client: Client
     client.set_cookie("layerwatch_theme", "light")
     client.set_cookie("layerwatch_narrow", "1")
     assert not layout(client, address)["flow-map"]["figure"]["data"]
+
+
+def test_nothing_is_kept_of_pages_and_runs_that_are_not_there(root: Path) -> None:
+    opener = Opener(Library(root), Sent())
+    opener.learn("gradient-flow", "no such run", SCREEN, ["flow-map"])
+    opener.learn("no such page", "base", SCREEN, [])
+    assert (opener._in_view, opener._read) == ({}, set())
+    opener.learn("gradient-flow", "base", SCREEN, ["flow-map"])
+    assert opener._read == {("base", "gradient-flow")}
 
 
 def test_a_run_that_is_not_there_is_said_in_the_layout(client: Client) -> None:
