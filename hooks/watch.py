@@ -21,6 +21,7 @@ from .settings import Settings
 from .sketch import AnchorSketches
 from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, is_sharded, leaf_modules
 from .watcher import Watcher, refuse_a_second
+from .wrappers import inner_optimizer
 
 if TYPE_CHECKING:
     from ..monitor import Finding
@@ -175,7 +176,7 @@ def _optimizers(optimizer: Optimizers) -> list[Optimizer]:
             raise TypeError(
                 f"expected a torch.optim.Optimizer or a list of them as optimizer, got {type(o).__name__}"
             )
-    return optimizers
+    return [inner_optimizer(o) for o in optimizers]
 
 
 def _check_parameters(

@@ -6,7 +6,7 @@ import atexit
 import logging
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,11 @@ class Watcher:
         for name in LOSSES:
             if name in values:
                 self._guard(self._follower.logged)(values[name])
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Show these hyperparameters beside the run, instead of those that `watch` was given."""
+        if self._open and self._log is not None and not self._guard.forked:
+            self._guard(self._log.update_info)(config=dict(config))
 
     def close(self) -> None:
         """Write the last weights, turn the log into Parquet, detach. May be called twice; at exit as well."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -97,3 +98,17 @@ def hooks_of(model: nn.Module) -> list[Any]:
         if name.endswith("_hooks") and isinstance(hooks, dict)
         for hook in hooks.values()
     ]
+
+
+NUMBERS = ["step", "tensor", "count", "norm", "mean", "std", "min", "max", "zeros", "skipped", "state"]
+
+
+def assert_same_numbers(
+    run: Run, raw: Run, kinds: Sequence[str] = ("weight", "gradient", "update", "activation")
+) -> None:
+    """Two logs of one training, by a framework and by a plain loop, hold the same rows, bit for bit."""
+    for kind in kinds:
+        expected = raw.stats(kind)[NUMBERS].sort_values(["step", "tensor"], ignore_index=True)
+        assert len(expected) > 0, kind
+        found = run.stats(kind)[NUMBERS].sort_values(["step", "tensor"], ignore_index=True)
+        pd.testing.assert_frame_equal(found, expected, check_exact=True, obj=kind)
