@@ -22,11 +22,9 @@ from .watcher import Watcher
 
 try:
     from accelerate.tracking import GeneralTracker
-except ModuleNotFoundError as error:
-    if error.name != "accelerate":
-        raise
+except ImportError as error:
     raise ImportError(
-        "layerwatch.hooks.accelerate needs accelerate: pip install 'layerwatch[accelerate]'"
+        f"layerwatch.hooks.accelerate needs accelerate: pip install 'layerwatch[accelerate]' ({error})"
     ) from None
 
 logger = logging.getLogger("layerwatch")

@@ -18,11 +18,9 @@ from .watcher import Watcher
 try:
     from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
     from transformers.training_args import TrainingArguments
-except ModuleNotFoundError as error:
-    if error.name != "transformers":
-        raise
+except ImportError as error:
     raise ImportError(
-        "layerwatch.hooks.transformers needs transformers: pip install 'layerwatch[transformers]'"
+        f"layerwatch.hooks.transformers needs transformers: pip install 'layerwatch[transformers]' ({error})"
     ) from None
 
 
