@@ -70,6 +70,22 @@ def test_gan_records_both_models_in_one_run_and_counts_a_batch_as_a_step(run_exa
     assert output.count("bias") == 4
 
 
+def test_the_trainer_of_transformers(run_example: RunExample) -> None:
+    output = run_example("transformers_trainer.py")
+    for name in ("train_loss", "val_loss"):
+        first, last = map(float, re.findall(rf"^{name}: (\S+) to (\S+)$", output, re.MULTILINE)[0])
+        assert last < first / 2
+    assert "learning rate 0.01, steps 0 to 59" in output
+    assert "model.layers.1.self_attn.q_proj.weight" in output
+
+
+def test_a_tracker_for_accelerate(run_example: RunExample) -> None:
+    output = run_example("accelerate_tracker.py")
+    first, last = re.findall(r"^160 losses, (\S+) to (\S+)$", output, re.MULTILINE)[0]
+    assert float(last) < float(first) / 2
+    assert "steps 0 to 159: two batches make one" in output
+
+
 def test_a_run_on_an_object_store_is_read_back(run_example: RunExample, object_server: ObjectServer) -> None:
     bucket = object_server.make_bucket()
     output = run_example("object_store.py", f"{bucket}/exp1")
