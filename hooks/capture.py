@@ -279,6 +279,11 @@ class Capture:
         self._forget_step(step)
         self._reset(step)
 
+    def abandon(self, step: int) -> None:
+        """The step was not made after all: an error came while its optimizer was at work."""
+        self.tap.take()
+        self._forget_step(step)
+
     def _forget_step(self, step: int) -> None:
         self._done.clear()
         self._opened = False

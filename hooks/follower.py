@@ -138,7 +138,6 @@ class Follower:
             self._leave_manual()
         if self.steps.is_next(optimizer):
             self._next_step()
-        self.steps.begin(optimizer)
         self._begin()
         if self._cadence.wants(self.steps.number):
             self.capture.before_step(optimizer)
@@ -374,7 +373,10 @@ class Follower:
             text = "no torch optimizer stepped while watched, and no weight changed between backward passes"
             self._log.update_info(notes=[*self._log.info["notes"], text])
             return
-        if self._manual is None:
+        if self._manual is None and not self.steps.any_ended:  # an error ended it
+            self.capture.abandon(step)
+            step = self._completed
+        elif self._manual is None:
             self._complete_step()
             self._write_late()
         elif self._completed < step:
@@ -384,4 +386,4 @@ class Follower:
     @property
     def without_steps(self) -> bool:
         """Nothing was trained."""
-        return self._completed < self.steps.first and not self.steps.any_begun
+        return self._completed < self.steps.first and not self.steps.any_ended

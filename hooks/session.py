@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +35,30 @@ class Session:
         self._model: weakref.ref[nn.Module] | None = None
 
     def begin(
-        self, model: Models, optimizer: Optimizers, config: Mapping[str, Any], *, step: int = 0
-    ) -> Watcher:
+        self, model: Models, optimizer: Optimizers, config: Mapping[str, Any], *, step: int = 0,
+        run: str | None = None,
+    ) -> Watcher:  # fmt: skip
         """Watch a training.
 
         Args:
             config: the framework's hyperparameters; those that the user gave in `config` win.
             step: the optimizer steps that were made before, as the framework counts them: of a checkpoint.
+            run: the checkpoint's run, in which a training goes on whose callback was given none.
 
         Raises:
             ValueError, TypeError, RunError: see `watch`.
         """
         self.end()
         options = {"run": self._run, **self._options, "config": self._config(config)}
+        if self._run is None and step and _exists(run):
+            options["run"] = run
         first = model if isinstance(model, nn.Module) else model[0]
         before = self.watcher
         if before is not None and self._model is not None and self._model() is first:
-            options["run"], options["resume"] = before.run, step or before.step + 1
+            options["run"], options["resume"] = before.run, step or before.next_step
         elif before is not None and self._run is not None:
             options["run"] = f"{self._run}-{self._runs + 1}"
-        elif step and "resume" not in options and _exists(self._run):
+        elif step and "resume" not in options and _exists(options["run"]):
             options["resume"] = step
         self.watcher = watch(model, optimizer, **options)
         if before is None or before.run != self.watcher.run:
@@ -74,6 +78,11 @@ class Session:
         """Log what the framework reports, as far as it is numbers."""
         if self.watcher is not None:
             self.watcher.log(**{RENAMED.get(k, k): v for k, v in metrics.items() if _is_number(k, v)})
+
+    def guarded(self, work: Callable[..., None], *args: Any) -> None:
+        """Do this unless watching has ended; an error in it ends the watching, not the training."""
+        if self.watcher is not None:
+            self.watcher._guard(work)(*args)
 
     def end(self) -> None:
         """The training is over."""

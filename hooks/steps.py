@@ -28,8 +28,7 @@ class Steps:
     def __init__(self, first: int) -> None:
         self.number = self.first = first
         self.complete = False
-        self._begun: set[int] = set()  # ids of optimizers whose step of this number has begun
-        self._ended: set[int] = set()  # and ended
+        self._ended: set[int] = set()  # ids of optimizers whose step of this number has ended
         self._before: list[set[int]] = []  # those of the last two steps
 
     @property
@@ -38,8 +37,8 @@ class Steps:
         return self.number + self.complete
 
     def is_next(self, optimizer: Optimizer) -> bool:
-        """When this optimizer steps, the next step begins."""
-        return id(optimizer) in self._begun
+        """When this optimizer steps, the next step begins. One whose step an error ended makes it again."""
+        return id(optimizer) in self._ended
 
     def has_stepped(self, optimizer: Optimizer) -> bool:
         """Its step of this number has ended (inside a closure it has only begun)."""
@@ -48,12 +47,8 @@ class Steps:
     def advance(self) -> None:
         """Go on to the next step."""
         self._before = [*self._before[-1:], self._ended]
-        self._begun, self._ended, self.complete = set(), set(), False
+        self._ended, self.complete = set(), False
         self.number += 1
-
-    def begin(self, optimizer: Optimizer) -> None:
-        """This optimizer steps."""
-        self._begun.add(id(optimizer))
 
     def end(self, optimizer: Optimizer, known: Sequence[Optimizer], all_known: Callable[[], bool]) -> End:
         """This optimizer has stepped.
@@ -80,11 +75,6 @@ class Steps:
     def waiting(self, known: Sequence[Optimizer]) -> list[Optimizer]:
         """Those that have not stepped in this step."""
         return [o for o in known if id(o) not in self._ended]
-
-    @property
-    def any_begun(self) -> bool:
-        """An optimizer has begun to step in this step."""
-        return bool(self._begun)
 
     @property
     def any_ended(self) -> bool:

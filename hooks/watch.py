@@ -21,7 +21,7 @@ from .settings import Settings
 from .sketch import AnchorSketches
 from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, is_sharded, leaf_modules
 from .watcher import Watcher, refuse_a_second
-from .wrappers import inner_optimizer
+from .wrappers import inner_model, inner_optimizer
 
 if TYPE_CHECKING:
     from ..monitor import Finding
@@ -164,7 +164,7 @@ def _models(model: Models) -> list[nn.Module]:
             raise TypeError(f"expected a torch.nn.Module or a list of them as model, got {type(m).__name__}")
     if not models:
         raise ValueError("expected at least one model, got an empty list")
-    return models
+    return [inner_model(m) for m in models]
 
 
 def _optimizers(optimizer: Optimizers) -> list[Optimizer]:

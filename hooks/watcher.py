@@ -77,6 +77,11 @@ class Watcher:
         """The optimizer step, from 0."""
         return self._follower.steps.number if self._log is not None else self._first_step
 
+    @property
+    def next_step(self) -> int:
+        """The number of the optimizer step that comes next."""
+        return self._follower.steps.coming if self._log is not None else self._first_step
+
     def _attach(self) -> None:
         _watching.add(self)
         self._follower.attach()

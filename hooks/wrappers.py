@@ -1,17 +1,25 @@
-"""What frameworks wrap around optimizers."""
+"""What frameworks wrap around models and optimizers."""
 
 from __future__ import annotations
 
+from torch import nn
 from torch.optim import Optimizer
 
 
 def inner_optimizer(optimizer: Optimizer) -> Optimizer:
     """The one whose step changes the weights.
 
-    Accelerate's wrapper is an `Optimizer` by its class only: its step() does nothing on micro-steps, and it
-    has no hooks.
+    The wrappers of Accelerate, Lightning and Fabric are an `Optimizer` by their class only: they have no
+    hooks of their own, and Accelerate's step() does nothing on micro-steps.
     """
     inner = getattr(optimizer, "optimizer", None)
-    while isinstance(inner, Optimizer) and not hasattr(optimizer, "_optimizer_step_post_hooks"):
+    while isinstance(inner, Optimizer) and "_optimizer_step_post_hooks" not in vars(optimizer):
         optimizer, inner = inner, getattr(inner, "optimizer", None)
     return optimizer
+
+
+def inner_model(model: nn.Module) -> nn.Module:
+    """The one that is called: Fabric's wrapper holds the user's model beside what a strategy made of it."""
+    if {"_forward_module", "_original_module"} <= model._modules.keys():
+        return model.get_submodule("_forward_module")
+    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import logging
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad
-from trainings import batch, hooks_of, loss_of, mlp, train, weights_of
+from trainings import assert_same_numbers, batch, hooks_of, loss_of, mlp, train, weights_of
 
 from layerwatch import Run, Watcher, watch
 from layerwatch.hooks import activations, capture, measure, reference, units, values
@@ -400,3 +401,26 @@ def test_user_callbacks_and_detectors_may_fail(tmp_path: Path) -> None:
         final_weights(lambda m, o: watch(m, o, run=tmp_path / "run", every=1, on_finding=angry)), alone
     )
     assert Run(tmp_path / "run").info["closed"]
+
+
+def test_a_step_that_an_error_ended_was_not_made(tmp_path: Path) -> None:
+    """It came out of the closure, where frameworks run forward and backward. The step is made again, or never."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def closure(step: int, fails: bool) -> torch.Tensor:
+        optimizer.zero_grad()
+        if fails:
+            raise Boom
+        loss = loss_of(model(batch(step)))
+        loss.backward()
+        return loss
+
+    with watch(model, optimizer, run=tmp_path / "run", every=1):
+        for step, fails in [(0, True), (0, False), (1, False), (2, True), (2, False), (3, True)]:
+            with contextlib.suppress(Boom):
+                optimizer.step(lambda step=step, fails=fails: closure(step, fails))  # type: ignore[misc]
+    made = mlp()
+    with watch(made, optimizer := torch.optim.SGD(made.parameters(), 0.1), run=tmp_path / "raw", every=1):
+        train(made, optimizer, steps=3)
+    assert_same_numbers(Run(tmp_path / "run"), Run(tmp_path / "raw"))
