@@ -60,7 +60,9 @@ trainer = Trainer(
     callbacks=[LayerwatchCallback(run="runs/lightning", every=10)],
 )
 trainer.fit(
-    Spirals(), DataLoader(spirals(1024), batch_size=64, shuffle=True), DataLoader(spirals(256), batch_size=256)
+    Spirals(),
+    DataLoader(spirals(1024), batch_size=64, shuffle=True),
+    DataLoader(spirals(256), batch_size=256),
 )
 
 run = Run("runs/lightning")

@@ -42,11 +42,11 @@ LOSSES = ("loss", "train_loss")
 class LayerwatchCallback(Callback):
     """Watches `Trainer.fit()`, and logs what the LightningModule logs.
 
-    `train_loss` is the loss that `training_step` returned, the mean of the micro-batches of a step, unless the
+    `train_loss` is the loss that `training_step` returned, the mean of a step's micro-batches, unless the
     module logs one of that name at every step. Other numbers keep their names: those of a step, of a
-    validation (at the step after which it ran; the sanity check is left out), and of an epoch. Hyperparameters
-    (`save_hyperparameters()`) are the run's `config`. A fit that goes on from a checkpoint goes on in its run,
-    at the checkpoint's step; another fit of the same module goes on after the last one.
+    validation (at the step after which it ran; the sanity check is left out), and of an epoch.
+    Hyperparameters (`save_hyperparameters()`) are the run's `config`. A fit that goes on from a checkpoint
+    goes on in its run, at the checkpoint's step; another fit of the same module goes on after the last one.
 
     It works with the Trainer of `lightning` and of `pytorch_lightning`, whichever is imported.
 
@@ -216,9 +216,7 @@ def _bases() -> tuple[type, ...]:
             if error.name not in (name, name.partition(".")[0]):
                 raise
     if not loaded:
-        raise ImportError(
-            "layerwatch.hooks.lightning needs Lightning: pip install 'layerwatch[lightning]'"
-        )
+        raise ImportError("layerwatch.hooks.lightning needs Lightning: pip install 'layerwatch[lightning]'")
     for package in loaded:
         _check_version(package.__name__, package.__version__)
     return tuple(package.Callback for package in loaded)

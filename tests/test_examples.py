@@ -86,6 +86,21 @@ def test_a_tracker_for_accelerate(run_example: RunExample) -> None:
     assert "steps 0 to 159: two batches make one" in output
 
 
+def test_the_trainer_of_lightning(run_example: RunExample) -> None:
+    output = run_example("lightning_callback.py")
+    assert "320 steps, width 64" in output
+    first, last = re.findall(r"^val_loss (\S+) to (\S+)$", output, re.MULTILINE)[0]
+    assert float(last) < float(first) - 0.1
+    assert len(re.findall(r"^(?:net\.[02]|head)\.(?:weight|bias) +\d", output, re.MULTILINE)) == 6
+
+
+def test_a_loop_with_fabric(run_example: RunExample) -> None:
+    output = run_example("fabric.py")
+    first, last = re.findall(r"^200 steps, loss (\S+) to (\S+)$", output, re.MULTILINE)[0]
+    assert float(last) < float(first) / 10
+    assert len(re.findall(r"^[02]\.(?:weight|bias) +\d", output, re.MULTILINE)) == 4
+
+
 def test_a_run_on_an_object_store_is_read_back(run_example: RunExample, object_server: ObjectServer) -> None:
     bucket = object_server.make_bucket()
     output = run_example("object_store.py", f"{bucket}/exp1")

@@ -101,7 +101,7 @@ def test_a_model_set_up_without_its_optimizer(tmp_path: Path) -> None:
     """`fabric.setup_module` and `fabric.setup_optimizers`; the optimizer is found when it steps."""
     fabric, model = Fabric(accelerator="cpu"), mlp()
     wrapped = fabric.setup_module(model)
-    optimizer = fabric.setup_optimizers(torch.optim.SGD(model.parameters(), 0.1))
+    optimizer: Any = fabric.setup_optimizers(torch.optim.SGD(model.parameters(), 0.1))
     with watch(wrapped, run=tmp_path / "run", every=1):
         for step in range(STEPS):
             optimizer.zero_grad()

@@ -404,7 +404,7 @@ def test_user_callbacks_and_detectors_may_fail(tmp_path: Path) -> None:
 
 
 def test_a_step_that_an_error_ended_was_not_made(tmp_path: Path) -> None:
-    """It came out of the closure, where frameworks run forward and backward. The step is made again, or never."""
+    """It came out of the closure, where frameworks run forward and backward."""
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
 

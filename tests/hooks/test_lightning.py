@@ -52,7 +52,8 @@ class Net(pl.LightningModule):
         self.net = nn.Sequential(
             nn.Linear(8, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 3)
         )  # fmt: skip
-        self.make, self.overflows, self.fails_at = make, (), -1
+        self.make, self.fails_at = make, -1
+        self.overflows: tuple[int, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -276,8 +277,8 @@ class Gan(pl.LightningModule):
         return self.critic(x).mean() - self.critic(fake.detach()).mean(), self.critic(fake).mean()
 
     def training_step(self, data: list[Tensor], index: int) -> None:
-        first, second = self.optimizers()  # type: ignore[misc]
-        for which, optimizer in enumerate((first, second)):
+        optimizers: Any = self.optimizers()
+        for which, optimizer in enumerate(optimizers):
             self.toggle_optimizer(optimizer)
             optimizer.zero_grad()
             loss = self.losses(data[0])[which]
@@ -331,7 +332,7 @@ def steps_of(path: Path) -> list[int]:
 def test_a_checkpoint_goes_on_in_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
-    """As after a crash: the checkpoint is of step 4, six steps were logged; nothing is left of the process."""
+    """As after a crash: the checkpoint is of step 4, six steps were logged, the process is gone."""
     monkeypatch.chdir(tmp_path)
     where = tmp_path / "run" if named else None
     model = Net()
