@@ -20,6 +20,6 @@ def inner_optimizer(optimizer: Optimizer) -> Optimizer:
 
 def inner_model(model: nn.Module) -> nn.Module:
     """The one that is called: Fabric's wrapper holds the user's model beside what a strategy made of it."""
-    if {"_forward_module", "_original_module"} <= model._modules.keys():
+    if "_forward_module" in model._modules and "_original_module" in model._modules:
         return model.get_submodule("_forward_module")
     return model
