@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ..monitor import LogWriter
-from . import backward, gradients, scaler
+from . import backward, gradients, optimizers, scaler
 from .cadence import Cadence
 from .capture import Capture
 from .environment import describe_optimizers
 from .guard import Guard
 from .live import LiveCheck
+from .losses import Losses
 from .manual import BackwardSteps
 from .origin import of_gradients, of_loss
 from .recorder import Accident, Recorder
@@ -51,6 +51,7 @@ class Follower:
         self._manual = BackwardSteps() if self._discover else None
         self._scaling = scaler.Scaling(guard(self._scaler_stepped))
         self._clipping = gradients.Clipping(tensors)
+        self._losses = Losses(models) if settings.log_loss else None
         self._handles: list[Any] = []
         self._late = self._norms_taken = self._armed = False
         self._rates: list[Any] = []
@@ -61,10 +62,7 @@ class Follower:
     def attach(self) -> None:
         before, after = self._unless_alone(self._guard(self._before_step)), self._guard(self._after_step)
         if self._discover:
-            self._handles = [
-                register_optimizer_step_pre_hook(before),
-                register_optimizer_step_post_hook(after),
-            ]
+            self._handles = [optimizers.Listening(before, after)]
         else:
             for optimizer in self._optimizers:
                 self._handles += [
@@ -79,6 +77,12 @@ class Follower:
         scaler.listen(self._scaling)
         self.capture.tap.attach()
         self._arm()
+
+    def catch_up(self, scaling: scaler.Scaling, root: Tensor | None) -> None:
+        """Attached as a backward pass begins on `root`: what this step has done so far."""
+        if scaling.scaler is not None:
+            self._scaling.scaling(scaling.scaler, scaling.take_loss())
+        self.backward_begins(root)
 
     def detach(self) -> None:
         for handle in self._handles:
@@ -148,6 +152,8 @@ class Follower:
             self.capture.begin(self.steps.number, self._optimizers, initial=self.steps.first == 0)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._losses is not None:
+            self._losses.stepped(optimizer, ours=self._watches(optimizer))
         if optimizer is self._alone:
             self.steps.number += 1
             self._follow_rates(captured=False)
@@ -214,6 +220,8 @@ class Follower:
     def _end_step(self, step: int) -> None:
         """What every step costs, besides being counted."""
         self._completed = step
+        if self._losses is not None:
+            self.scalars.add(step, self._losses.take(all_passes=self._manual is not None))
         if self.scalars.pending:
             self.scalars.flush()
         self._clipping.stepped()
@@ -297,6 +305,8 @@ class Follower:
             self._alone = None  # the scaler may skip the step
         loss = number_in(root if unscaled is None else unscaled)
         if loss is not None:
+            if self._losses is not None:
+                self._losses.add(loss)
             self._tell(self.recorder.loss(self.steps.coming, loss), root)
 
     def _backward_ended(self) -> None:

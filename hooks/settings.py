@@ -17,3 +17,4 @@ class Settings:
     reference: Reference | None = None
     anchors: AnchorSketches | None = None
     step_norms: bool = False
+    log_loss: bool = False

@@ -52,6 +52,7 @@ def watch(
     step_norms: bool = False,
     sync_seconds: float = 5.0,
     live: bool = True,
+    log_loss: bool = False,
 ) -> Watcher:
     """Attach to a training and log it to a run folder.
 
@@ -89,6 +90,8 @@ def watch(
             loses nothing that was captured.
         live: judge the run while it trains, every ten seconds at most and for 1 % of the time at most: each
             new alarm is one line of the logger `layerwatch`, and an event `finding` in the log.
+        log_loss: log what backward is called on as `train_loss`: the sum over a step's passes, and for each
+            optimizer that trains one of several models as `train_loss/<model>`.
 
     Returns:
         A `Watcher`: log scalars with `log`, end with `close` (or use it as a context manager; it is closed at
@@ -122,6 +125,7 @@ def watch(
         reference=_reference(reference, reference_memory),
         anchors=anchored,
         step_norms=step_norms,
+        log_loss=log_loss,
     )
     writes, resumes = _rank() == 0, resume is not False  # 0 is the number of a step
     place = Place.of(run, resume=resumes, writes=writes)

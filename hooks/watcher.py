@@ -53,6 +53,8 @@ class Watcher:
         on_finding: Callable[[Finding], None] | None, first_step: int, *, live: bool = True,
     ) -> None:  # fmt: skip
         self.run = place.shown
+        #: Ends a watcher that nobody asked for by name, when somebody does for another one.
+        self.give_way: Callable[[], None] | None = None
         self._tensors, self._cadence, self._log = tensors, cadence, log
         self._first_step = first_step
         self._open = log is not None
@@ -202,6 +204,9 @@ def refuse_a_second(tensors: Sequence[WatchedTensor]) -> None:
     ours = {id(t.parameter) for t in tensors}
     for other in list(_watching):
         if any(id(t.parameter) in ours for t in other._tensors):
+            if other.give_way is not None:
+                other.give_way()
+                continue
             raise ValueError(
                 f"expected a model that is not watched yet, got one that is, for the run {other.run}: "
                 "close() that watcher first"

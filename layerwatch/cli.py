@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from .zero_code import add_arguments, prepare
+
 
 class _Parser(argparse.ArgumentParser):
     """Errors are one line on stderr, exit code 2."""
@@ -113,6 +115,12 @@ def build_parser() -> argparse.ArgumentParser:
         "layerwatch explain vanishing_gradients",
     )  # fmt: skip
     explain.add_argument("code", nargs="?", metavar="CODE", help="problem code; none: list all")
+
+    run = command(
+        "run", "run a script and watch what it trains, without a line in it: python's own arguments follow",
+        "layerwatch run --run runs/exp1 train.py --lr 0.1",
+    )  # fmt: skip
+    add_arguments(run)
 
     calibrate = command(
         "calibrate", "learn from a project's healthy runs what is normal, for `check --baseline`",
@@ -225,12 +233,15 @@ def _rule(text: str) -> tuple[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 `check --fail-on` failed, 2 wrong input."""
     options = build_parser().parse_args(arguments)
-    from . import commands
-
     try:
-        code = getattr(commands, options.command.replace("-", "_"))(options)
-        sys.stdout.flush()  # here, where a reader that has gone is no error
-        return code
+        if options.command == "run":
+            work = prepare(options)
+        else:
+            from . import commands
+
+            code = getattr(commands, options.command.replace("-", "_"))(options)
+            sys.stdout.flush()  # here, where a reader that has gone is no error
+            return code
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -239,3 +250,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    return work()  # whatever the script raises is its own

@@ -24,7 +24,7 @@ from layerwatch.monitor.description import write_json
 from layerwatch.monitor.problems import SECTIONS, problems
 
 COMMANDS = (
-    "demo", "dashboard", "check", "explain", "calibrate", "runs", "export", "compact", "upload",
+    "demo", "dashboard", "check", "explain", "calibrate", "run", "runs", "export", "compact", "upload",
     "import-tensorboard",
 )  # fmt: skip
 FINDING = {"run", "problem", "severity", "layers", "first_step", "last_step", "summary", "evidence", "advice"}
@@ -211,6 +211,12 @@ WRONG = {
     "import without events": ["import-tensorboard", "healthy", "new"],
     "a rule without meaning": ["import-tensorboard", "gone", "new", "--scalar", "loss"],
     "a rule of an unknown kind": ["import-tensorboard", "gone", "new", "--histogram", "x=wieght"],
+    "nothing to run": ["run"],
+    "an option of the script too early": ["run", "--lr", "0.1", "train.py"],
+    "no step is captured": ["run", "--every", "0", "train.py"],
+    "run over a run": ["run", "--run", "healthy", "train.py"],
+    "a reference that is not there": ["run", "--reference", "gone.pt", "train.py"],
+    "a pattern that is none": ["run", "--include", "[", "train.py"],
     "a rule that is no regex": ["import-tensorboard", "gone", "new", "--scalar", "(=loss"],
 }
 
