@@ -22,8 +22,8 @@ from .watcher import Watcher, _watching
 
 #: Runs that one process may begin: one that makes a new model for every task would make thousands.
 MAX_RUNS = 20
-#: Looking for models may take this share of the process's time, and as many seconds at once.
-LOOK_SHARE, LOOK_SECONDS = 0.02, 2.0
+#: Looking for models may take this share of the process's time, and so many seconds besides.
+LOOK_SHARE, LOOK_SECONDS = 0.02, 5.0
 
 
 class AutoWatch:
@@ -130,9 +130,9 @@ class AutoWatch:
         wanted = {i: place for i, place in wanted.items() if i not in known}
         if not wanted:
             return None
-        start = time.perf_counter()
+        start = time.thread_time()
         models = find_models(wanted)
-        self._looking += time.perf_counter() - start
+        self._looking += time.thread_time() - start
         self.loose = self.loose or (bool(alive) and not models)
         return self._attach(models, alive) if models else None
 

@@ -37,7 +37,15 @@ def find_models(wanted: Mapping[int, int]) -> list[nn.Module]:
     All living modules are looked at (a fraction of a second). Of several outermost modules that hold the same
     parameters one is enough: a user's own before torch's wrappers, those before what a compiler has made.
     """
-    gc.collect()  # a model that was thrown away is none
+    found = _outermost(wanted)
+    if len(found) > 1:  # one may have been thrown away
+        del found
+        gc.collect()
+        found = _outermost(wanted)
+    return found
+
+
+def _outermost(wanted: Mapping[int, int]) -> list[nn.Module]:
     modules = [m for m in gc.get_objects() if issubclass(type(m), nn.Module)]
     inner = {id(c) for m in modules if not isinstance(m, torch.fx.GraphModule) for c in _children(m)}
     held = {i: _held(m, wanted) for i, m in enumerate(modules) if id(m) not in inner}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -448,12 +449,10 @@ def test_other_hooks_of_the_process_go_on(tmp_path: Path) -> None:
 
 
 def test_torch_is_left_as_it_was(tmp_path: Path) -> None:
-    from torch.optim import Optimizer
-    from torch.optim import optimizer as module
-
+    module = importlib.import_module("torch.optim.optimizer")
     def state() -> list[Any]:
         hooks = (module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks)
-        return [torch.autograd.backward, Optimizer.__init__, GradScaler.step, *map(dict, hooks)]
+        return [torch.autograd.backward, torch.optim.Optimizer.__init__, GradScaler.step, *map(dict, hooks)]
 
     before = state()
     with zero_code(tmp_path / "run"):
