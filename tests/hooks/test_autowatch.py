@@ -450,6 +450,7 @@ def test_other_hooks_of_the_process_go_on(tmp_path: Path) -> None:
 
 def test_torch_is_left_as_it_was(tmp_path: Path) -> None:
     module = importlib.import_module("torch.optim.optimizer")
+
     def state() -> list[Any]:
         hooks = (module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks)
         return [torch.autograd.backward, torch.optim.Optimizer.__init__, GradScaler.step, *map(dict, hooks)]
