@@ -84,7 +84,7 @@ class LayerwatchTracker(GeneralTracker):
                 "nothing is logged yet: call watch(model, optimizer) of the LayerwatchTracker "
                 "after accelerator.prepare(...)"
             )
-        self._session.log(values)
+        self._session.guarded(self._session.log, values)
 
     def finish(self) -> None:
         """Called by `Accelerator.end_training`."""

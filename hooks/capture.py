@@ -56,6 +56,11 @@ class Capture:
         self._skipped = -1
         self._loss_scale: float | None = None
 
+    @property
+    def last(self) -> int | None:
+        """The step that was captured last."""
+        return self._last_captured
+
     def begin(self, step: int, optimizers: Sequence[Optimizer], *, initial: bool) -> None:
         """Right before the first optimizer step: the weights that training starts from."""
         # Lazy modules have their shapes by now, and optimizers that were not given are found.

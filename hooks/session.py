@@ -75,9 +75,16 @@ class Session:
         return {**plain(config), **(self._options.get("config") or {})}
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Log what the framework reports, as far as it is numbers."""
-        if self.watcher is not None:
-            self.watcher.log(**{RENAMED.get(k, k): v for k, v in metrics.items() if _is_number(k, v)})
+        """Log what the framework reports, as far as it is numbers.
+
+        Its `grad_norm` is left out where the log has one already, of the same gradients.
+        """
+        if self.watcher is None:
+            return
+        numbers = {RENAMED.get(k, k): v for k, v in metrics.items() if _is_number(k, v)}
+        if self.watcher.captured:
+            numbers.pop("grad_norm", None)
+        self.watcher.log(**numbers)
 
     def guarded(self, work: Callable[..., None], *args: Any) -> None:
         """Do this unless watching has ended; an error in it ends the watching, not the training."""

@@ -59,7 +59,7 @@ class LayerwatchCallback(TrainerCallback):
             return
         if "train_runtime" in logs:  # of the whole training, at its end: no point of the curve
             logs = {"mean_train_loss" if name == "train_loss" else name: v for name, v in logs.items()}
-        self._session.log(logs)
+        self._session.guarded(self._session.log, logs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -84,6 +84,11 @@ class Watcher:
         """The number of the optimizer step that comes next."""
         return self._follower.steps.coming if self._log is not None else self._first_step
 
+    @property
+    def captured(self) -> bool:
+        """The step was captured: its `grad_norm` is in the log."""
+        return self._log is not None and self._follower.capture.last == self.step
+
     def _attach(self) -> None:
         _watching.add(self)
         self._follower.attach()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -249,3 +252,33 @@ def test_a_tracker_that_watches_nothing_says_so_once(
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     model = prepared_training(LayerwatchTracker(tmp_path / "run", every=1))
     assert hooks_of(model) == []
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    """Of the gradient of both, the log of one rank holds the mean."""
+    script = Path(__file__).with_name("hugging_face_ranks.py")
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("errors.log")) == []
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, run=tmp_path / "raw", every=1):
+        for step in range(3):
+            loss_of(model(torch.cat([batch(2 * step), batch(2 * step + 1)]))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run, raw = Run(tmp_path / "accelerate"), Run(tmp_path / "raw")
+    for kind in ("weight", "gradient", "update"):
+        ours, theirs = (r.stats(kind)[["step", "tensor", "norm"]] for r in (run, raw))
+        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-5, obj=kind)
+    assert run.scalars("train_loss")["step"].tolist() == [0, 1, 2]
+    assert run.info["config"] == {"ranks": 2}
+    trainer = Run(tmp_path / "trainer")
+    assert trainer.scalars("train_loss")["step"].tolist() == [0, 1, 2, 3]
+    assert sorted(set(trainer.stats("gradient")["step"])) == [0, 1, 2, 3]
+    assert not trainer.stats("gradient").duplicated(["step", "tensor"]).any()

@@ -192,6 +192,16 @@ def test_what_the_trainer_reports(tmp_path: Path) -> None:
     assert run.info["closed"]
 
 
+def test_the_norm_of_the_gradients_is_logged_once_for_each_step(tmp_path: Path) -> None:
+    callback = LayerwatchCallback(tmp_path / "run", every=3)
+    training = trainer(language_model(), tmp_path, callback)
+    training.train()
+    norms = Run(tmp_path / "run").scalars("grad_norm")
+    assert norms["step"].tolist() == list(range(STEPS))
+    told = [entry["grad_norm"] for entry in training.state.log_history if "grad_norm" in entry]
+    assert norms["value"].tolist() == pytest.approx(told, rel=1e-5)
+
+
 def test_a_training_that_goes_on_from_a_checkpoint_goes_on_in_its_run(tmp_path: Path) -> None:
     data: dict[str, Any] = {"train_sampling_strategy": "sequential", "save_steps": 2}
     data["save_strategy"] = "steps"
