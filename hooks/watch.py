@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,12 @@ from .settings import Settings
 from .sketch import AnchorSketches
 from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, is_sharded, leaf_modules
 from .watcher import Watcher, refuse_a_second
-from .wrappers import inner_model, inner_optimizer
+from .wrappers import inner_model, inner_optimizer, takes_hooks
 
 if TYPE_CHECKING:
     from ..monitor import Finding
+
+logger = logging.getLogger("layerwatch")
 
 Models = nn.Module | Sequence[nn.Module]
 Optimizers = Optimizer | Sequence[Optimizer] | None
@@ -180,7 +183,12 @@ def _optimizers(optimizer: Optimizers) -> list[Optimizer]:
             raise TypeError(
                 f"expected a torch.optim.Optimizer or a list of them as optimizer, got {type(o).__name__}"
             )
-    return [inner_optimizer(o) for o in optimizers]
+    optimizers = [inner_optimizer(o) for o in optimizers]
+    hidden = [type(o).__name__ for o in optimizers if not takes_hooks(o)]
+    if not hidden:
+        return optimizers
+    logger.warning("%s takes no hooks: optimizers are found when they step", ", ".join(hidden))
+    return []
 
 
 def _check_parameters(

@@ -13,9 +13,14 @@ def inner_optimizer(optimizer: Optimizer) -> Optimizer:
     hooks of their own, and Accelerate's step() does nothing on micro-steps.
     """
     inner = getattr(optimizer, "optimizer", None)
-    while isinstance(inner, Optimizer) and "_optimizer_step_post_hooks" not in vars(optimizer):
+    while isinstance(inner, Optimizer) and not takes_hooks(optimizer):
         optimizer, inner = inner, getattr(inner, "optimizer", None)
     return optimizer
+
+
+def takes_hooks(optimizer: Optimizer) -> bool:
+    """A wrapper that has not called `Optimizer.__init__` (DeepSpeed's, for one) takes none."""
+    return "_optimizer_step_post_hooks" in vars(optimizer)
 
 
 def inner_model(model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from torch.amp.autocast_mode import autocast
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim.lr_scheduler import StepLR
-from trainings import assert_same_numbers, batch, failures, hooks_of, loss_of, mlp, weights_of
+from trainings import assert_same_numbers, batch, failures, hooks_of, loss_of, mlp, train, weights_of
 
 from layerwatch import Run, watch
 from layerwatch.hooks.accelerate import LayerwatchTracker
@@ -214,6 +214,34 @@ def test_plain_watch_finds_the_optimizer_inside_the_prepared_one(tmp_path: Path)
                 optimizer.step()
                 optimizer.zero_grad()
     assert sorted(set(Run(tmp_path / "run").stats("update")["step"])) == [0, 1, 2]
+
+
+class Hiding(torch.optim.Optimizer):
+    """As DeepSpeed wraps: an optimizer by its class only, and what is inside is not told."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self._inner = inner
+        self.param_groups = inner.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        return self._inner.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self._inner.zero_grad(set_to_none)
+
+
+def test_an_optimizer_that_takes_no_hooks_is_found_when_it_steps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, wrap in (("run", Hiding), ("raw", lambda optimizer: optimizer)):
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with watch(model, wrap(optimizer), run=tmp_path / name, every=1):
+            train(model, wrap(optimizer), 3)
+    assert_same_numbers(Run(tmp_path / "run"), Run(tmp_path / "raw"))
+    assert [r.message for r in caplog.records if "takes no hooks" in r.message] == [
+        "Hiding takes no hooks: optimizers are found when they step"
+    ]
 
 
 def test_several_models(tmp_path: Path) -> None:
