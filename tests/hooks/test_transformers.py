@@ -339,6 +339,7 @@ def test_compiled(tmp_path: Path) -> None:
     torch.compiler.reset()
     run, training = trained(tmp_path, **how)
     assert_same_weights(training.model, alone.model)  # type: ignore[arg-type]
+    assert any("cannot be seen" in event for event in run.events()["message"])
     plain, _ = raw(tmp_path, training.data_collator.batches)  # type: ignore[attr-defined]
     for kind in ("weight", "gradient", "update"):
         one, other = run.stats(kind), plain.stats(kind)
