@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import backward, optimizers, scaler
+from .joining import join
 from .models import find_models, owned_by, reached_by
 from .resume import steps_made
 from .watch import watch
@@ -31,7 +32,7 @@ class AutoWatch:
 
     Watched are the outermost modules that hold what the process's optimizers train; where there is no
     optimizer, what the backward pass reaches. All that are found together are one run. Models that are
-    trained later are a run of their own, `<run>-2` and so on.
+    trained later are a run of their own, `<run>-2` and so on. A framework's trainer is given our callback.
     A program that calls `watch` itself decides alone: then nothing is added.
 
     Args:
@@ -44,6 +45,7 @@ class AutoWatch:
         #: The runs that hold something, of watchers that are closed; how many have begun.
         self.runs: list[Path | str] = []
         self._begun = 0
+        self._callbacks: list[Any] = []  # that frameworks' trainers were given
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self._news = True  # an optimizer that was not looked at
         self._passes, self._next_look = 0, 1
@@ -87,7 +89,8 @@ class AutoWatch:
 
     def backward_begins(self, root: Tensor | None) -> None:
         self._passes += 1
-        if not self._news and (self._watchers or self._passes < self._next_look):
+        looked = self._passes < self._next_look or any(w._open for w in self._watchers)
+        if looked and not self._news:
             return
         self._next_look = 2 * self._passes
         scaled = self._scaling.take_loss()
@@ -113,7 +116,9 @@ class AutoWatch:
         try:
             if os.getpid() != self._process:  # a forked worker
                 self.stop()
-            elif any(w not in self._watchers for w in _watching):
+                return None
+            self._follow_callbacks()
+            if any(w not in self._watchers for w in _watching):
                 self._leave()
             else:
                 return self._watch_new(root)
@@ -121,6 +126,15 @@ class AutoWatch:
             self.stop()
             self._say(f"not watched: {' '.join(str(error).split()) or repr(error)}")
         return None
+
+    def _follow_callbacks(self) -> None:
+        """A framework's callback begins and ends watchers of its own."""
+        for callback in self._callbacks:
+            if callback.watcher._open and callback.watcher not in self._watchers:
+                self._watchers.append(callback.watcher)
+        for watcher in list(self._watchers):
+            if watcher._log is not None and not watcher._open:
+                self._close(watcher)
 
     def _watch_new(self, root: Tensor | None) -> Watcher | None:
         alive = [o for o in (ref() for ref in self._optimizers) if o is not None]
@@ -130,30 +144,35 @@ class AutoWatch:
         wanted = {i: place for i, place in wanted.items() if i not in known}
         if not wanted:
             return None
-        start = time.thread_time()
-        models = find_models(wanted)
-        self._looking += time.thread_time() - start
-        self.loose = self.loose or (bool(alive) and not models)
-        return self._attach(models, alive) if models else None
-
-    def _attach(self, models: list[nn.Module], alive: list[Optimizer]) -> Watcher | None:
         if self._begun >= MAX_RUNS:
             self.stop()
             self._say(f"{MAX_RUNS} runs have begun in this process: models that come later are not watched")
             return None
-        self._close_idle(models)
         options = dict(self._options)
         if self._begun and options.get("run") is not None:
             options["run"] = f"{options['run']}-{self._begun + 1}"
+        start = time.thread_time()
+        callback = join(options)
+        models = find_models(wanted) if callback is None else []
+        self._looking += time.thread_time() - start
+        if callback is not None:
+            self._callbacks.append(callback)
+            return self._begin(callback.watcher)
+        self.loose = self.loose or (bool(alive) and not models)
+        if not models:
+            return None
+        self._close_idle(models)
         if options.get("resume") and (made := steps_made(alive)) is not None:
             options["resume"] = made
-        watcher = watch(models, log_loss=True, **options)
+        return self._begin(watch(models, log_loss=True, **options))
+
+    def _begin(self, watcher: Watcher) -> Watcher | None:
         watcher.give_way = self._leave
         self._watchers.append(watcher)
         self._begun += 1
         if not watcher._open:
             return None
-        names = ", ".join(type(m).__name__ for m in models)
+        names = ", ".join(watcher._log.info["model"]) if watcher._log else ""
         self._say(f"watching {names} ({len(watcher._tensors)} tensors) in {watcher.run}")
         return watcher
 
@@ -189,5 +208,6 @@ class AutoWatch:
         """Stop to look, and close what is open."""
         if os.getpid() == self._process:
             self.stop()
+            self._follow_callbacks()
             for watcher in list(self._watchers):
                 self._close(watcher)

@@ -1,0 +1,114 @@
+"""Scripts that train with a framework: its trainer is given our callback while it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from trainings import batch, loss_of, mlp
+from transformers.trainer import Trainer as HuggingTrainer
+from transformers.training_args import TrainingArguments
+
+from layerwatch import Run
+from layerwatch.hooks.autowatch import AutoWatch
+from layerwatch.hooks.lightning import LayerwatchCallback as ForLightning
+from layerwatch.hooks.transformers import LayerwatchCallback as ForTransformers
+
+pytestmark = [
+    # Lightning uses what torch has deprecated, and gives advice on a loader so small and on this machine.
+    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
+    pytest.mark.filterwarnings(r"ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings(r"ignore:The `srun` command is available"),
+]
+#: What differs each time.
+TIMES = {"overhead", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+STEPS = 4
+
+
+class Lit(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def training_step(self, x: list[Tensor], _: int) -> Tensor:
+        loss = loss_of(self.net(x[0]))
+        self.log("double", 2 * loss)
+        return loss
+
+    def validation_step(self, x: list[Tensor], _: int) -> None:
+        self.log("val_loss", loss_of(self.net(x[0])))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+def lightning(folder: Path, callbacks: list[Any]) -> list[Tensor]:
+    data = DataLoader(TensorDataset(torch.cat([batch(step) for step in range(STEPS)])), 32)
+    module = Lit()
+    Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=callbacks, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, default_root_dir=folder,
+    ).fit(module, data, data)  # fmt: skip
+    return list(module.parameters())
+
+
+class WithLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": loss_of(self.net(x))}
+
+
+def transformers(folder: Path, callbacks: list[Any]) -> list[Tensor]:
+    model = WithLoss()
+    arguments = TrainingArguments(
+        str(folder / "out"), max_steps=STEPS, per_device_train_batch_size=8, logging_steps=1,
+        report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no", gradient_accumulation_steps=2,
+    )  # fmt: skip
+    data = [{"x": row} for step in range(8) for row in batch(step)]
+    HuggingTrainer(model, arguments, train_dataset=data, callbacks=callbacks).train()  # type: ignore[arg-type]
+    return list(model.parameters())
+
+
+FRAMEWORKS = {
+    "lightning": (lightning, ForLightning, {"train_loss", "val_loss", "double"}),
+    "transformers": (transformers, ForTransformers, {"train_loss", "learning_rate"}),
+}
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_it_logs_what_the_callback_logs(tmp_path: Path, name: str) -> None:
+    train, callback, scalars = FRAMEWORKS[name]
+    alone = train(tmp_path / "1", [])
+    train(tmp_path / "2", [callback(run=tmp_path / "given", every=1)])
+    words: list[str] = []
+    auto = AutoWatch({"run": tmp_path / "auto", "every": 1}, words.append)
+    auto.start()
+    found = train(tmp_path / "3", [])
+    auto.finish()
+    assert [torch.equal(a, b) for a, b in zip(alone, found, strict=True)] == [True] * len(alone)
+    assert auto.runs == [tmp_path / "auto"]
+    assert len(words) == 1, words
+    given, run = Run(tmp_path / "given"), Run(tmp_path / "auto")
+    assert not (tmp_path / "auto" / "errors.log").exists()
+    assert run.last_step == STEPS - 1
+    for kind in ("initial_weight", "weight", "gradient", "update"):
+        frames = [r.stats(kind).drop(columns="time", errors="ignore") for r in (given, run)]
+        pd.testing.assert_frame_equal(*frames)
+        assert len(frames[0]) > 0
+    assert {*run.scalar_names()} >= scalars
+    assert {*given.scalar_names()} - {*run.scalar_names()} == set()
+    for scalar in {*given.scalar_names()} - TIMES:
+        columns = ["step", "value"]
+        pd.testing.assert_frame_equal(given.scalars(scalar)[columns], run.scalars(scalar)[columns])
+    assert run.info["config"] == {
+        k: v for k, v in given.info["config"].items() if k not in ("output_dir", "logging_dir")
+    } | {k: v for k, v in run.info["config"].items() if k in ("output_dir", "logging_dir")}
