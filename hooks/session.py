@@ -66,6 +66,10 @@ class Session:
         self._model = weakref.ref(first)
         return self.watcher
 
+    def limit(self, **options: Any) -> None:
+        """What cannot be seen is switched off, whatever the user chose."""
+        self._options |= options
+
     def configure(self, config: Mapping[str, Any]) -> None:
         """The framework's hyperparameters are known only now."""
         if self.watcher is not None:

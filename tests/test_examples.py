@@ -101,6 +101,13 @@ def test_a_loop_with_fabric(run_example: RunExample) -> None:
     assert len(re.findall(r"^[02]\.(?:weight|bias) +\d", output, re.MULTILINE)) == 4
 
 
+def test_keras_on_torch(run_example: RunExample) -> None:
+    output = run_example("keras_callback.py")
+    first, last = re.findall(r"^130 steps, val_accuracy (\S+) to (\S+)$", output, re.MULTILINE)[0]
+    assert float(last) > max(0.9, float(first))
+    assert re.search(r"^ *0\.weight +\[32, 2\]", output, re.MULTILINE)
+
+
 def test_a_run_on_an_object_store_is_read_back(run_example: RunExample, object_server: ObjectServer) -> None:
     bucket = object_server.make_bucket()
     output = run_example("object_store.py", f"{bucket}/exp1")
