@@ -32,7 +32,7 @@ model.fit(
     batch_size=64,
     epochs=5,
     validation_split=0.2,
-    verbose=0,
+    verbose=0,  # type: ignore[arg-type]
     callbacks=[LayerwatchCallback(run="runs/keras", every=10)],
 )
 

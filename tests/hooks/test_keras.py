@@ -71,15 +71,19 @@ class Truth(keras.callbacks.Callback):
         self.gradients: list[list[Tensor]] = []
         self.before: list[list[Tensor]] = []
 
+    def trained(self) -> list[Any]:
+        model: Any = self.model
+        return model.trainable_variables
+
     def _now(self) -> list[Tensor]:
-        return [v.value.detach().clone() for v in self.model.trainable_variables]
+        return [v.value.detach().clone() for v in self.trained()]
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.before.append(self._now())
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.weights.append(self._now())
-        self.gradients.append([v.value.grad.clone() for v in self.model.trainable_variables])
+        self.gradients.append([v.value.grad.clone() for v in self.trained()])
 
 
 #: name -> optimizer, micro-batches of a step, factor of the loss, precision
@@ -183,7 +187,7 @@ class Pool(nn.Module):
 def test_the_same_network_in_torch(tmp_path: Path) -> None:
     """Names, shapes and roles are equal; single weights are at the same places."""
     model = images()
-    other = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Pool(), nn.Linear(4, 3))
+    other: Any = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Pool(), nn.Linear(4, 3))
     with torch.no_grad():
         weights = [torch.from_numpy(np.array(w)) for w in model.get_weights()]
         other[0].weight.copy_(weights[0].permute(3, 2, 0, 1))
@@ -319,7 +323,8 @@ class Gan(keras.Model):
             ("generator_loss", self.second, self.generator, -1.0),
         ):
             self.zero_grad()
-            losses[name] = loss = sign * ops.mean(self(x)) - (sign > 0) * ops.mean(self.critic(x))
+            loss: Any = sign * self(x).mean() - (sign > 0) * self.critic(x).mean()
+            losses[name] = loss
             loss.backward()
             variables = layer.trainable_weights
             self.seen.append({v.path: norm(v.value.grad) for v in variables})
@@ -331,8 +336,8 @@ class Gan(keras.Model):
 
 
 def test_two_optimizers(tmp_path: Path) -> None:
-    model = Gan()
-    vars(model)["seen"] = []
+    model: Any = Gan()
+    object.__setattr__(model, "seen", [])  # not for Keras to track
     model.compile(optimizer=None)
     callback = LayerwatchCallback(tmp_path / "run", every=1)
     model.fit(X, Y, batch_size=8, epochs=1, shuffle=False, verbose=0, callbacks=[callback])
