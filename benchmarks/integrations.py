@@ -186,6 +186,7 @@ def transformers(run: Path | None, steps: int, every: int) -> float:
 
 def keras(run: Path | None, steps: int, every: int) -> float:
     import keras
+
     from layerwatch.hooks.keras import LayerwatchCallback
 
     times: list[float] = []
