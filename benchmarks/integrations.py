@@ -190,7 +190,9 @@ def keras(run: Path | None, steps: int, every: int) -> float:
     from layerwatch.hooks.keras import LayerwatchCallback
 
     times: list[float] = []
-    clock = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda *_: times.append(time.process_time()))
+    clock = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda *_, **__: times.append(time.process_time())
+    )
     layers = [keras.layers.Dense(WIDTH, "relu"), keras.layers.Dense(WIDTH, "relu"), keras.layers.Dense(10)]
     model = keras.Sequential([keras.Input((INPUTS,)), *layers])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
