@@ -157,6 +157,8 @@ class AutoWatch:
         self._looking += time.thread_time() - start
         if callback is not None:
             self._callbacks.append(callback)
+            if root is not None and hasattr(callback, "backward_begins"):  # it listens since this pass began
+                callback.backward_begins(root)
             return self._begin(callback.watcher)
         self.loose = self.loose or (bool(alive) and not models)
         if not models:

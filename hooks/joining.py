@@ -65,7 +65,7 @@ def _keras(callbacks: Any, options: Mapping[str, Any]) -> Any:
     callback.set_params(callbacks.params)
     callback.on_train_begin()
     callback.on_epoch_begin(0)
-    callbacks.append(callback)
+    callbacks.callbacks.append(callback)
     callbacks._async_train = False  # without callbacks of the user's Keras calls them from a thread
     return callback
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+
+os.environ["KERAS_BACKEND"] = "torch"  # before Keras is imported
+
+import keras
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -17,6 +23,7 @@ from transformers.training_args import TrainingArguments
 
 from layerwatch import Run
 from layerwatch.hooks.autowatch import AutoWatch
+from layerwatch.hooks.keras import LayerwatchCallback as ForKeras
 from layerwatch.hooks.lightning import LayerwatchCallback as ForLightning
 from layerwatch.hooks.transformers import LayerwatchCallback as ForTransformers
 
@@ -78,7 +85,19 @@ def transformers(folder: Path, callbacks: list[Any]) -> list[Tensor]:
     return list(model.parameters())
 
 
+def of_keras(folder: Path, callbacks: list[Any]) -> list[Tensor]:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)]
+    )
+    model.compile(keras.optimizers.Adam(1e-2, name="adam"), "mse")
+    x = np.concatenate([batch(step).numpy() for step in range(STEPS)])
+    model.fit(x, x[:, :1], 32, verbose=0, callbacks=callbacks, validation_data=(x, x[:, :1]), shuffle=False)
+    return [keras.ops.convert_to_tensor(w).detach().clone() for w in model.weights]
+
+
 FRAMEWORKS = {
+    "keras": (of_keras, ForKeras, {"train_loss", "val_loss"}),
     "lightning": (lightning, ForLightning, {"train_loss", "val_loss", "double"}),
     "transformers": (transformers, ForTransformers, {"train_loss", "learning_rate"}),
 }
