@@ -92,8 +92,10 @@ def of_keras(folder: Path, callbacks: list[Any]) -> list[Tensor]:
     )
     model.compile(keras.optimizers.Adam(1e-2, name="adam"), "mse")
     x = np.concatenate([batch(step).numpy() for step in range(STEPS)])
-    model.fit(x, x[:, :1], 32, verbose=0, callbacks=callbacks, validation_data=(x, x[:, :1]), shuffle=False)
-    return [keras.ops.convert_to_tensor(w).detach().clone() for w in model.weights]
+    fit: Any = model.fit
+    fit(x, x[:, :1], 32, verbose=0, callbacks=callbacks, validation_data=(x, x[:, :1]), shuffle=False)
+    convert: Any = keras.ops.convert_to_tensor
+    return [convert(w).detach().clone() for w in model.weights]
 
 
 FRAMEWORKS = {
