@@ -127,7 +127,10 @@ def _gather_once(
 
 
 def held(log: LogReader) -> Held:
-    """The captures that each level holds; empty when there are no roll-ups. Damaged ones do not count."""
+    """The captures that each level holds; empty when there are no roll-ups, or parts of tensors that would have
+    to be put together first. Damaged ones do not count."""
+    if log.joint is not None and log.joint.sharded:
+        return {}
     found: dict[int, dict[Stream, Intervals]] = {}
     for level in FACTORS:
         streams = found[level] = {}

@@ -28,6 +28,7 @@ from .description import describe, write_json
 from .errors import RunError, RunExistsError
 from .journal import Journal, make_folders
 from .process import alive, started
+from .ranks import FIRST, FOLDER, description_of, descriptions
 from .schema import GIVEN, SCHEMA_VERSION, TABLES
 from .spans import Span
 from .store import store_of
@@ -54,11 +55,13 @@ class LogWriter:
         info: the content of run.json; `schema_version`, `created`, `closed` and `keep` are added.
         resume: go on in a folder that already holds a run, with the next session; what the new
             `info` does not tell stays in run.json.
-        writer: whose files they are. "r0" owns run.json; the others join a run that is there.
+        writer: whose files they are. "r0" owns run.json; the others join the run, whether it is there yet or
+            not, and describe themselves in `ranks/<writer>.json`.
         keep: "full", or "rollup": old captures are kept in the roll-ups only.
         sync_seconds: what was appended is forced to the disk so often: the most that a power cut takes.
         rotate_seconds: write-ahead files are turned into Parquet so often; None: ever more rarely.
         follows: with `resume`, the latest session and the highest number of a file that are known elsewhere.
+        session: of a writer that joins; None: the next one.
 
     Raises:
         RunExistsError: the folder holds a run and `resume` is false.
@@ -71,11 +74,13 @@ class LogWriter:
     def __init__(
         self, path: Path, info: dict[str, Any], *, resume: bool = False, writer: str = "r0",
         keep: str = "full", sync_seconds: float = 5.0, rotate_seconds: float | None = None,
-        follows: tuple[int, int] = (0, 0),
+        follows: tuple[int, int] = (0, 0), session: int | None = None,
     ) -> None:  # fmt: skip
         self.path, self.writer, self.keep = path, writer, keep
         old = self._claim(resume)
-        self.session = max(self._last_session(), follows[0]) + 1 if resume else 0
+        if session is None:
+            session = max(self._last_session(), follows[0]) + 1 if resume else 0
+        self.session = session
         self._rotate_seconds = rotate_seconds
         created = old.get("created", time.time())
         self.info = {**old, "schema_version": SCHEMA_VERSION, "created": created, **info, "keep": keep}
@@ -91,7 +96,7 @@ class LogWriter:
         self._info_written = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            make_folders(path)
+            self._make_folders()
             self._write_info()
             header = {
                 "writer": writer, "session": self.session,
@@ -111,17 +116,17 @@ class LogWriter:
         path = self.path
         if path.exists() and not path.is_dir():
             raise RunError(f"expected a folder for the run, but {path} is a file: choose another run=")
-        there = (path / "run.json").exists() or self._last_number() > 0
-        if there and not resume and self.writer == "r0":
+        there = (path / description_of(self.writer)).exists() or self._last_number() > 0
+        if there and not resume:
             raise RunExistsError(
                 f"the run {path} exists already: "
                 "pass resume=True to continue it, or another run= to start a new one"
             )
-        if resume and not there:
+        if resume and not there and self.writer == FIRST:
             raise RunError(f"expected a run to resume at {path}, found none: drop resume=True to start it")
+        if self.writer != FIRST:
+            return descriptions(store_of(path)).get(self.writer, {})
         old = describe(store_of(path))[0] if there else {}
-        if self.writer != "r0":
-            return old
         here = not old.get("closed") and old.get("host") == socket.gethostname()
         if here and old.get("pid") != os.getpid() and alive(old.get("pid"), old.get("process_started")):
             raise RunError(
@@ -137,13 +142,18 @@ class LogWriter:
 
     def _last_number(self) -> int:
         folders = [self.path / folder for folder in ("wal", "damaged", *TABLES)]
-        found = [span.last for folder in folders for p in folder.glob("*") if (span := Span.of(p))]
-        return max(found, default=0)
+        found = [span for folder in folders for p in folder.glob("*") if (span := Span.of(p))]
+        return max((span.last for span in found if span.writer == self.writer), default=0)
 
     def _restore(self) -> None:
         """The run folder was removed: make it again, below a folder that is still there."""
-        make_folders(self.path)
+        self._make_folders()
         self._write_info()
+
+    def _make_folders(self) -> None:
+        make_folders(self.path)
+        if self.writer != FIRST:
+            (self.path / FOLDER).mkdir(exist_ok=True)
 
     # run.json
 
@@ -154,10 +164,9 @@ class LogWriter:
             self._write_info()
 
     def _write_info(self) -> None:
-        if self.writer == "r0":
-            self._info_written = False
-            write_json(self.path / "run.json", dict(self.info))
-            self._info_written = True
+        self._info_written = False
+        write_json(self.path / description_of(self.writer), dict(self.info))
+        self._info_written = True
 
     # Rows
 

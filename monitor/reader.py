@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from .errors import RunError, StoreError
 from .files import LogFiles, first_line
 from .parts import captures_of
+from .ranks import FIRST, Joint, descriptions
 from .scan import Between, Part, Where, coded, encoded, keep
-from .schema import FACTORS, ROLLUPS, SCHEMAS
+from .schema import FACTORS, ROLLUPS, SCHEMAS, TABLES
 from .sessions import Cut, Start
 from .spans import Span
 from .store import Store
@@ -63,7 +64,28 @@ class LogReader(LogFiles):
     ) -> list[tuple[str, pa.Table]]:
         """The rows of `table(coded=True)` by file: the name of the file's writer, its rows. At least one."""
         conditions = {c: a if isinstance(a, Between) else sorted(set(a)) for c, a in (where or {}).items()}
-        return self._steady(lambda: self._pieces(name, columns, conditions, self._cut(name)))
+        joint = self.joint
+        if joint is None:
+            return self._steady(lambda: self._pieces(name, columns, conditions, self._cut(name)))
+        needed = joint.columns(name, columns)
+        found = self._steady(lambda: self._pieces(name, needed, conditions, self._cut(name)))
+        return joint.join(name, found, columns)
+
+    def by_rank(
+        self, name: str, columns: Sequence[str], where: Where | None = None
+    ) -> list[tuple[str, pa.Table]]:
+        """The rows as each rank wrote them: nothing is put together."""
+        return self._steady(lambda: self._pieces(name, columns, where or {}, self._cut(name)))
+
+    @property
+    def joint(self) -> Joint | None:
+        """How the rows of several ranks become one; None when one process wrote them all."""
+        with self._lock:
+            if "joint" not in self._kept:
+                files = [*self._wals, *(span for t in TABLES for span in self._parts[t])]
+                alone = {span.writer for span in files} <= {FIRST}
+                self._kept["joint"] = None if alone else Joint.of(descriptions(self.store))
+            return self._kept["joint"]
 
     def distinct(self, name: str, column: str, where: Where | None = None) -> set[Any]:
         """The values of a column. Most are told by the footers."""

@@ -41,11 +41,11 @@ def roll_up(rows: pa.Table, factor: int) -> pa.Table:
     with np.errstate(all="ignore"):  # sums may be infinite
         columns |= {name: whole[name].take(first) for name in _FIRST}
         columns |= {name: whole[name].take(last) for name in _LAST}
-        columns |= {name: pa.array(np.add.reduceat(_numbers(whole, name), starts[:-1])) for name in _ADDED}
-        columns |= {name: _added(whole, name, starts) for name in _OPTIONAL}
-        columns["skipped"] = pa.array(np.logical_or.reduceat(_numbers(whole, "skipped"), starts[:-1]))
+        columns |= {name: pa.array(np.add.reduceat(numbers(whole, name), starts[:-1])) for name in _ADDED}
+        columns |= {name: added(whole, name, starts) for name in _OPTIONAL}
+        columns["skipped"] = pa.array(np.logical_or.reduceat(numbers(whole, "skipped"), starts[:-1]))
         columns |= _extremes(whole, starts)
-    columns |= _histograms(whole, starts) | _units(whole, starts)
+    columns |= histograms(whole, starts) | _units(whole, starts)
     return pa.table([columns[name] for name in ROLLUP.names], schema=ROLLUP)
 
 
@@ -54,55 +54,58 @@ def bin_starts(rows: pa.Table, factor: int) -> np.ndarray:
     same = np.ones(rows.num_rows - 1, np.bool_)
     for name in ("kind", "tensor", "session"):
         same &= np.diff(ranks(rows[name])) == 0
-    same &= np.diff(_numbers(rows, "capture") // factor) == 0
+    same &= np.diff(numbers(rows, "capture") // factor) == 0
     return np.concatenate([[0], np.flatnonzero(~same) + 1, [rows.num_rows]])
 
 
-def _only(rows: pa.Table, name: str) -> pa.Array:
+def only(rows: pa.Table, name: str) -> pa.Array:
+    """A column in one piece."""
     column = rows[name].combine_chunks()
     return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
 
 
-def _numbers(rows: pa.Table, name: str, missing: float = 0) -> np.ndarray:
-    column = _only(rows, name)
-    return (column.fill_null(missing) if column.null_count else column).to_numpy(zero_copy_only=False)
+def numbers(rows: pa.Table, name: str, instead: float = 0) -> np.ndarray:
+    """A column of numbers; null becomes `instead`."""
+    column = only(rows, name)
+    return (column.fill_null(instead) if column.null_count else column).to_numpy(zero_copy_only=False)
 
 
-def _added(rows: pa.Table, name: str, starts: np.ndarray) -> pa.Array:
-    """Null where any of the bin's is."""
-    missing = np.logical_or.reduceat(_missing(rows, name), starts[:-1])
-    return pa.array(np.add.reduceat(_numbers(rows, name), starts[:-1]), mask=missing)
+def added(rows: pa.Table, name: str, starts: np.ndarray) -> pa.Array:
+    """The sum of each bin; null where any of the bin's is."""
+    gone = np.logical_or.reduceat(_missing(rows, name), starts[:-1])
+    return pa.array(np.add.reduceat(numbers(rows, name), starts[:-1]), mask=gone)
 
 
 def _missing(rows: pa.Table, name: str) -> np.ndarray:
-    return _only(rows, name).is_null().to_numpy(zero_copy_only=False)
+    return only(rows, name).is_null().to_numpy(zero_copy_only=False)
 
 
 def _extremes(rows: pa.Table, starts: np.ndarray) -> dict[str, pa.Array]:
-    least = np.minimum.reduceat(_numbers(rows, "min", np.inf), starts[:-1])
-    most = np.maximum.reduceat(_numbers(rows, "max", -np.inf), starts[:-1])
+    least = np.minimum.reduceat(numbers(rows, "min", np.inf), starts[:-1])
+    most = np.maximum.reduceat(numbers(rows, "max", -np.inf), starts[:-1])
     finer = "sum_sq_min" in rows.column_names
     low, high, steps = ("sum_sq_min", "sum_sq_max", "last_step") if finer else ("sum_sq", "sum_sq", "step")
-    ratios = _numbers(rows, "ratio_sq_max", -np.inf) if finer else _ratios(rows)
+    ratios = numbers(rows, "ratio_sq_max", -np.inf) if finer else _ratios(rows)
     ratio = np.maximum.reduceat(ratios, starts[:-1])
     return {
         "min": pa.array(least, mask=least == np.inf),
         "max": pa.array(most, mask=most == -np.inf),
-        "sum_sq_min": pa.array(np.minimum.reduceat(_numbers(rows, low), starts[:-1])),
-        "sum_sq_max": pa.array(np.maximum.reduceat(_numbers(rows, high), starts[:-1])),
+        "sum_sq_min": pa.array(np.minimum.reduceat(numbers(rows, low), starts[:-1])),
+        "sum_sq_max": pa.array(np.maximum.reduceat(numbers(rows, high), starts[:-1])),
         "ratio_sq_max": pa.array(ratio, mask=ratio == -np.inf),
-        "last_step": pa.array(np.maximum.reduceat(_numbers(rows, steps), starts[:-1])),
+        "last_step": pa.array(np.maximum.reduceat(numbers(rows, steps), starts[:-1])),
     }
 
 
 def _ratios(rows: pa.Table) -> np.ndarray:
     """sum_sq / ref_sum_sq (rows,); -inf where there is none, or 0 / 0."""
-    ratio = _numbers(rows, "sum_sq") / _numbers(rows, "ref_sum_sq", np.nan)
+    ratio = numbers(rows, "sum_sq") / numbers(rows, "ref_sum_sq", np.nan)
     return np.where(np.isnan(ratio), -np.inf, ratio)
 
 
-def _histograms(rows: pa.Table, starts: np.ndarray) -> dict[str, pa.Array]:
-    buckets, counts = _only(rows, "buckets"), _only(rows, "counts")
+def histograms(rows: pa.Table, starts: np.ndarray) -> dict[str, pa.Array]:
+    """Columns buckets and counts of each bin."""
+    buckets, counts = only(rows, "buckets"), only(rows, "counts")
     offsets = buckets.offsets.to_numpy().astype(np.int64)
     ends = (offsets - offsets[0])[starts]  # of the bins' entries
     numbers, elements = buckets.flatten().to_numpy(), counts.flatten().to_numpy()
@@ -133,7 +136,7 @@ def _add_histograms(
 
 def _units(rows: pa.Table, starts: np.ndarray) -> dict[str, pa.Array]:
     """The union of the sets of active units; null where one is missing, or they are of different units."""
-    sets, units = _only(rows, "active"), _numbers(rows, "units")
+    sets, units = only(rows, "active"), numbers(rows, "units")
     merged: list[bytes | None] = [None] * (starts.size - 1)
     for place in np.flatnonzero(~np.logical_or.reduceat(_missing(rows, "active"), starts[:-1])):
         first, last = int(starts[place]), int(starts[place + 1])

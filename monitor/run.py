@@ -21,10 +21,11 @@ from .derive import POOLED, columns_of, drift_frame, histogram_frame, needed, st
 from .description import describe
 from .frames import Overview
 from .process import alive
+from .ranks import with_others
 from .reader import LogReader
 from .scan import Between, Where
 from .schema import KINDS, ROLLUPS
-from .store import store_of
+from .store import Store, store_of
 
 if TYPE_CHECKING:
     from .findings import Finding
@@ -76,9 +77,14 @@ class Run:
         self.url, self.name = store.url, store.name
         self._lock = threading.RLock()
         self._answers = Answers(KEPT_BYTES)
-        self.info, self._damage = describe(store)
+        self.info, self._damage = self._describe(store)
         self._log = LogReader(store, session)
         self._seen = self._log.generation
+
+    @staticmethod
+    def _describe(store: Store) -> tuple[dict[str, Any], str | None]:
+        info, damage = describe(store)
+        return with_others(info, store), damage
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, last_step={self.last_step}, live={self.live})"
@@ -104,7 +110,7 @@ class Run:
 
     def refresh(self) -> bool:
         """Look at the disk again; True when something new arrived."""
-        info, damage = describe(self._log.store)
+        info, damage = self._describe(self._log.store)
         with self._lock:
             self._log.refresh()
             news = self._log.generation != self._seen or (info, damage) != (self.info, self._damage)

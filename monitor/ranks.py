@@ -1,0 +1,349 @@
+"""Runs of several processes: which of them wrote what, and their rows as those of one.
+
+Every process (rank) appends to files of its own, `r0`, `r1`, ...: none waits for another. What belongs
+together is put together here, when it is read:
+
+- of a *sharded* tensor each rank has a row of its part; parts add, and a step counts when they are all there;
+- of anything that several ranks have as a whole (a replica, a scalar) the row of the lowest rank counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .derive import codes_of, unpack_active
+from .errors import StoreError
+from .rollup import added, histograms, numbers, only
+from .scan import select
+from .store import Store
+
+#: Where the processes other than the first describe themselves: `ranks/r3.json`, as run.json does of r0.
+FOLDER = "ranks"
+FIRST = "r0"
+#: Whose squares add over ranks: each one logs it of what it writes.
+ADDED_SCALARS = ("grad_norm",)
+#: Events of which those of the first rank tell all.
+_OF_EACH = ("start", "restart", "close", "note")
+
+_COUNTS = ("count", "zeros", "subnormals", "nans", "pos_infs", "neg_infs", "sum", "sum_sq")
+_OPTIONAL = ("ref_sum_sq", "dot", "residual_sq", "sign_flips", "lost", "samples")
+#: What has to be read besides, to know which rows belong together.
+_KEYS = {
+    "stats": ("kind", "tensor", "session", "step", "count"),
+    "values": ("kind", "tensor", "session", "step"),
+    "scalars": ("name", "session", "step"),
+    "events": ("event", "step", "message"),
+}
+Pieces = Sequence[tuple[str, pa.Table]]
+
+
+class Region(NamedTuple):
+    """The part of a tensor that a rank holds: where it begins, and its shape."""
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def writer_of(rank: int) -> str:
+    """The name under which a rank writes."""
+    return f"r{rank}"
+
+
+def rank_of(writer: str) -> int:
+    """The rank of a writer; -1 of another name."""
+    return int(writer[1:]) if writer[:1] == "r" and writer[1:].isdigit() else -1
+
+
+def description_of(writer: str) -> str:
+    """The file in which a writer describes itself."""
+    return "run.json" if writer == FIRST else f"{FOLDER}/{writer}.json"
+
+
+def descriptions(store: Store) -> dict[str, dict[str, Any]]:
+    """By writer, what each rank tells of itself; one that is damaged, or being replaced, is left out."""
+    names = {FIRST: "run.json"} | {n.removesuffix(".json"): f"{FOLDER}/{n}" for n in store.list(FOLDER)}
+    found = {}
+    for writer in sorted(names, key=rank_of):
+        try:
+            content = json.loads(store.read(names[writer]))
+        except StoreError:
+            raise
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and rank_of(writer) >= 0:
+            found[writer] = content
+    return found
+
+
+def with_others(info: dict[str, Any], store: Store) -> dict[str, Any]:
+    """run.json with the tensors and modules that only other ranks have, in order of rank."""
+    if not isinstance(info.get("world"), int) or info["world"] < 2:
+        return info
+    whole = dict(info)
+    for writer, other in descriptions(store).items():
+        for table, key in (("tensors", "tensor"), ("modules", "module")):
+            known = {entry[key] for entry in whole.get(table, [])}
+            more = [e for e in other.get(table, []) if isinstance(e, dict) and e.get(key) not in known]
+            if writer != FIRST and more:
+                whole[table] = [*whole.get(table, []), *more]
+    return whole
+
+
+@dataclass
+class Joint:
+    """How the rows of several ranks become those of one run.
+
+    Attributes:
+        shards: writer -> tensor -> what it holds of it. elements: of every tensor, as a whole.
+        shapes: of the sharded ones.
+    """
+
+    shards: Mapping[str, Mapping[str, Region]] = field(default_factory=dict)
+    elements: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    adding: frozenset[str] = frozenset()  # writers whose scalars of `ADDED_SCALARS` count
+
+    @classmethod
+    def of(cls, told: Mapping[str, Mapping[str, Any]]) -> Joint:
+        """From `descriptions`."""
+        shards: dict[str, dict[str, Region]] = {}
+        elements: dict[str, int] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        adding: set[str] = set()
+        for writer, info in told.items():
+            before = set(elements)
+            for entry in info.get("tensors", []):
+                elements.setdefault(entry["tensor"], entry["elements"])
+                shapes.setdefault(entry["tensor"], tuple(entry["shape"]))
+            shards[writer] = {
+                name: Region(tuple(offset), tuple(shape))
+                for name, (offset, shape) in info.get("shards", {}).items()
+            }
+            if shards[writer] or not before or set(elements) - before:
+                adding.add(writer)
+        return cls(shards, elements, shapes, frozenset(adding))
+
+    @property
+    def sharded(self) -> set[str]:
+        """The tensors of which ranks hold parts."""
+        return {name for regions in self.shards.values() for name in regions}
+
+    def columns(self, table: str, wanted: Sequence[str]) -> list[str]:
+        """What has to be read so that `join` can give these columns."""
+        return list(dict.fromkeys([*wanted, *_KEYS.get(table, ())]))
+
+    def join(self, table: str, pieces: Pieces, wanted: Sequence[str]) -> list[tuple[str, pa.Table]]:
+        """The rows of one table, as one process would have written them."""
+        if table not in _KEYS:
+            return list(pieces)
+        if table == "events":
+            return [(w, _told_by(rows, w).select(list(wanted))) for w, rows in pieces]
+        names = "name" if table == "scalars" else "tensor"
+        alone, shared = self._apart(pieces, names)
+        if shared:
+            rows = pa.concat_tables([r for _, r in shared]).combine_chunks()
+            owners = np.repeat([rank_of(w) for w, _ in shared], [r.num_rows for _, r in shared])
+            join = {"stats": self._stats, "values": self._values, "scalars": self._scalars}[table]
+            alone.append((FIRST, join(rows, owners)))
+        found = [(writer, rows.select(list(wanted))) for writer, rows in alone if rows.num_rows]
+        return found or [(FIRST, pieces[0][1].slice(0, 0).select(list(wanted)))]
+
+    def _apart(self, pieces: Pieces, column: str) -> tuple[list[tuple[str, pa.Table]], Pieces]:
+        """Rows of what one writer has alone and as a whole, and all others."""
+        owners: dict[str, set[str]] = {}
+        coded = [codes_of(rows[column]) for _, rows in pieces]
+        for (writer, _), (codes, words) in zip(pieces, coded, strict=True):
+            for code in np.unique(codes):
+                owners.setdefault(words[code], set()).add(writer)
+        parts = self.sharded if column == "tensor" else set(ADDED_SCALARS)
+        together = {name for name, who in owners.items() if len(who) > 1 or name in parts}
+        alone, shared = [], []
+        for (writer, rows), (codes, words) in zip(pieces, coded, strict=True):
+            mask = np.array([word in together for word in words], bool)[codes]
+            alone.append((writer, select(rows, ~mask)))
+            shared.append((writer, select(rows, mask)))
+        return alone, [(writer, rows) for writer, rows in shared if rows.num_rows]
+
+    def _stats(self, rows: pa.Table, owners: NDArray) -> pa.Table:
+        rows, owners, starts = _grouped(rows, owners, ("kind", "tensor", "session", "step"))
+        codes, words = codes_of(rows["tensor"])
+        sharded = np.array([word in self.sharded for word in words], bool)[codes[starts[:-1]]]
+        count = np.add.reduceat(numbers(rows, "count"), starts[:-1])
+        whole = np.array([self.elements.get(word, -1) for word in words])[codes[starts[:-1]]]
+        kept = np.flatnonzero(sharded & (count == whole))
+        parts = _within(starts, kept)
+        ends = np.concatenate([[0], np.cumsum(np.diff(starts)[kept])])
+        merged = self._merged(rows.take(pa.array(parts)), owners[parts], ends)
+        return pa.concat_tables([rows.take(pa.array(starts[:-1][~sharded])), merged])
+
+    def _merged(self, rows: pa.Table, owners: NDArray, starts: NDArray) -> pa.Table:
+        """Each group of parts as one row."""
+        if not rows.num_rows:
+            return rows
+        rows = rows.combine_chunks()
+        columns: dict[str, pa.Array] = {}
+        for name in rows.column_names:
+            if name in _COUNTS:
+                with np.errstate(all="ignore"):  # sums may be infinite
+                    columns[name] = pa.array(np.add.reduceat(numbers(rows, name), starts[:-1]))
+            elif name in _OPTIONAL:
+                columns[name] = added(rows, name, starts)
+            elif name == "captures":
+                columns[name] = pa.array(np.maximum.reduceat(numbers(rows, name), starts[:-1]))
+            elif name in ("min", "max"):
+                columns[name] = _extreme(rows, name, starts)
+            elif name == "skipped":
+                columns[name] = pa.array(np.logical_or.reduceat(numbers(rows, name), starts[:-1]))
+            elif name == "state":
+                columns[name] = _state(rows, starts)
+            elif name not in ("buckets", "counts", "units", "active"):  # those are the same in all parts
+                columns[name] = rows[name].take(pa.array(starts[:-1]))
+        if {"buckets", "counts"} & set(rows.column_names):
+            columns |= histograms(_with_lists(rows), starts)
+        if {"units", "active"} & set(rows.column_names):
+            columns |= self._units(rows, owners, starts)
+        return pa.table([_like(columns[n], rows.schema.field(n)) for n in rows.column_names], rows.schema)
+
+    def _units(self, rows: pa.Table, owners: NDArray, starts: NDArray) -> dict[str, pa.Array]:
+        """Sets of active units: each part's at the place of its rows in the whole."""
+        tensors = rows["tensor"].to_pylist()
+        sets = rows["active"].to_pylist() if "active" in rows.column_names else [None] * len(tensors)
+        found: list[bytes | None] = []
+        units: list[int | None] = []
+        for first, last in zip(starts[:-1], starts[1:], strict=True):
+            shape = self.shapes.get(tensors[first], ())
+            union = np.zeros(shape[0] if shape else 0, bool)
+            for row in range(first, last):
+                region = self.shards.get(f"r{owners[row]}", {}).get(tensors[row])
+                if sets[row] is not None and region is not None:
+                    at, many = region.offset[0], region.shape[0]
+                    union[at : at + many] |= unpack_active(sets[row], many)
+            known = union.size > 0 and any(sets[row] is not None for row in range(first, last))
+            found.append(np.packbits(union).tobytes() if known else None)
+            units.append(union.size if known else None)
+        return {"active": pa.array(found, pa.binary()), "units": pa.array(units, pa.int64())}
+
+    def _values(self, rows: pa.Table, owners: NDArray) -> pa.Table:
+        rows, owners, starts = _grouped(rows, owners, ("kind", "tensor", "session", "step"))
+        tensors, sharded = rows["tensor"].to_pylist(), self.sharded
+        taken, wholes = [], {}
+        for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            if tensors[first] in sharded:
+                whole = self._assembled(rows, owners, first, last, tensors[first])
+                if whole is None:
+                    continue
+                wholes[len(taken)] = whole
+            taken.append(first)
+        found = rows.take(pa.array(taken, pa.int64()))
+        if wholes and "values" in rows.column_names:
+            lists = found["values"].to_pylist()
+            for place, values in wholes.items():
+                lists[place] = values
+            at = found.column_names.index("values")
+            found = found.set_column(at, rows.schema.field("values"), pa.array(lists, rows.schema.field("values").type))
+        return found
+
+    def _assembled(
+        self, rows: pa.Table, owners: NDArray, first: int, last: int, tensor: str
+    ) -> NDArray[np.float64] | None:
+        """A tensor from the values of its parts; None when some are missing."""
+        whole = np.zeros(self.shapes[tensor])
+        filled = 0
+        for row in range(first, last):
+            region = self.shards.get(f"r{owners[row]}", {}).get(tensor)
+            if region is None:
+                return None
+            filled += int(np.prod(region.shape))
+            if "values" in rows.column_names:
+                values = np.asarray(rows["values"][row].as_py(), np.float64)
+                if values.size != int(np.prod(region.shape)):
+                    return None
+                place = tuple(slice(o, o + n) for o, n in zip(region.offset, region.shape, strict=True))
+                whole[place] = values.reshape(region.shape)
+        return whole.reshape(-1) if filled == whole.size else None
+
+    def _scalars(self, rows: pa.Table, owners: NDArray) -> pa.Table:
+        """Numbers as the lowest rank logged them; norms of what each rank writes add as squares."""
+        rows, owners, starts = _grouped(rows, owners, ("name", "session", "step"))
+        group = np.repeat(np.arange(starts.size - 1), np.diff(starts))
+        lowest = np.minimum.reduceat(owners, starts[:-1])[group] == owners
+        codes, words = codes_of(rows["name"])
+        adds = np.array([word in ADDED_SCALARS for word in words], bool)[codes]
+        contributes = np.isin(owners, [rank_of(writer) for writer in self.adding])
+        heads = adds & lowest
+        if "value" in rows.column_names and adds.any():
+            values = numbers(rows, "value").copy()
+            squares = np.where(adds & contributes, values, 0.0) ** 2
+            seen = np.add.reduceat((adds & contributes).astype(int), starts[:-1])[group]
+            heads &= seen == len(self.adding)
+            values[heads] = np.sqrt(np.add.reduceat(squares, starts[:-1]))[group][heads]
+            at = rows.column_names.index("value")
+            rows = rows.set_column(at, rows.schema.field("value"), pa.array(values))
+        return select(rows, (lowest & ~adds) | heads)
+
+
+def _grouped(rows: pa.Table, owners: NDArray, keys: Sequence[str]) -> tuple[pa.Table, NDArray, NDArray]:
+    """Rows sorted by these keys, then rank; of whom each is; int64 (groups + 1,): where each key begins."""
+    columns = [codes_of(rows[k])[0] if not pa.types.is_integer(rows[k].type) else rows[k].to_numpy() for k in keys]
+    order = np.lexsort([owners, *columns[::-1]])
+    changed = np.zeros(max(len(order) - 1, 0), bool)
+    for column in columns:
+        changed |= np.diff(column[order]) != 0
+    starts = np.concatenate([[0], np.flatnonzero(changed) + 1, [len(order)]])
+    return rows.take(pa.array(order)), owners[order], starts
+
+
+def _within(starts: NDArray, groups: NDArray) -> NDArray[np.int64]:
+    """The rows of these groups."""
+    found = [np.arange(starts[i], starts[i + 1]) for i in groups]
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _like(column: Any, field: pa.Field) -> pa.ChunkedArray:
+    found = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    return found if found.type == field.type else found.cast(field.type)
+
+
+def _extreme(rows: pa.Table, name: str, starts: NDArray) -> pa.Array:
+    """Null where no part has any."""
+    none, reduce = (np.inf, np.minimum) if name == "min" else (-np.inf, np.maximum)
+    found = reduce.reduceat(numbers(rows, name, none), starts[:-1])
+    return pa.array(found, mask=found == none)
+
+
+def _state(rows: pa.Table, starts: NDArray) -> pa.ChunkedArray:
+    """Of the first part; but trainable when any is: a gradient may be zero on one rank and not on another."""
+    codes, words = codes_of(rows["state"])
+    first = codes[starts[:-1]]
+    if "trainable" in words:
+        trainable = words.index("trainable")
+        first = np.where(np.logical_or.reduceat(codes == trainable, starts[:-1]), trainable, first)
+    found = pa.array([None if code < 0 else words[code] for code in first], pa.string())
+    return pa.chunked_array([found.dictionary_encode()])
+
+
+def _with_lists(rows: pa.Table) -> pa.Table:
+    """`histograms` wants both columns."""
+    for name, other in (("buckets", "counts"), ("counts", "buckets")):
+        if name not in rows.column_names:
+            lists = only(rows, other)
+            values = pa.array(np.zeros(len(lists.flatten()), np.int64 if name == "counts" else np.int16))
+            rows = rows.append_column(name, pa.ListArray.from_arrays(lists.offsets, values))
+    return rows
+
+
+def _told_by(rows: pa.Table, writer: str) -> pa.Table:
+    """Events of a rank: all of the first; of the others what it cannot know, with the rank in front."""
+    if writer == FIRST:
+        return rows
+    kept = select(rows, np.array([event not in _OF_EACH for event in rows["event"].to_pylist()], bool))
+    told = [f"rank {rank_of(writer)}: {message}" for message in kept["message"].to_pylist()]
+    at = kept.column_names.index("message")
+    return kept.set_column(at, kept.schema.field("message"), pa.array(told, kept.schema.field("message").type))
