@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class ActivationTap:
         self._forward: set[str] = set()  # recorded outside of backward
         self._attention = AttentionTap(self._pending)
         self._notes: list[str] = []
+        self._elsewhere: Set[str] = set()
         self._unseen = 0  # captured steps in a row of which nothing was seen
         self.seconds = 0.0
 
@@ -65,6 +66,14 @@ class ActivationTap:
         if self._attached:
             self._attached = False
             functions.detach()
+
+    def leave_out(self, modules: Set[str]) -> None:
+        """Other ranks log the outputs of these."""
+        self._elsewhere = modules
+        self._watched = []
+        if self._handles:
+            self.disarm()
+            self.arm()
 
     def arm(self) -> None:
         """Start to record."""
@@ -119,8 +128,9 @@ class ActivationTap:
         now = [id(m) for model in self._models for m in model.modules()]
         if now != self._watched:
             self._watched = now
-            self._leaves = dict(leaf_modules(self._models))
-            self._attention.follow(dict(_all_modules(self._models)))
+            away = self._elsewhere
+            self._leaves = {n: m for n, m in leaf_modules(self._models) if n not in away}
+            self._attention.follow({n: m for n, m in _all_modules(self._models) if n not in away})
 
     # What passes by
 

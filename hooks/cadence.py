@@ -25,6 +25,8 @@ class Cadence:
         every: N for every N-th step (0, N, 2 N, ...) or "auto".
         budget: for "auto", the share of the training's time that monitoring may take, in (0, 1).
         anchors: steps that are captured in any case.
+        aligned: several processes decide alone and must hit the same steps: distances are powers of two and
+            steps their multiples, so that the steps of one are among those of any that captures more often.
 
     Raises:
         ValueError: `every` or `budget` is out of range.
@@ -44,14 +46,17 @@ class Cadence:
     With N, no budget applies: the step of an accident and the `DENSE` steps after it are captured too.
     """
 
-    def __init__(self, every: Every, budget: float, anchors: AnchorSketches | None = None) -> None:
+    def __init__(
+        self, every: Every, budget: float, anchors: AnchorSketches | None = None, *, aligned: bool = False
+    ) -> None:
         if every != "auto" and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
             raise ValueError(f'expected every="auto" or a whole number of steps from 1, got every={every!r}')
         if not isinstance(budget, int | float) or not 0.0 < budget < 1.0:
             raise ValueError(
                 f"expected a budget between 0 and 1 (a share of the training's time), got budget={budget!r}"
             )
-        self.every, self.budget, self._anchors = every, budget, anchors
+        self.every, self.budget, self._anchors, self._aligned = every, budget, anchors, aligned
+        self._idle = False
         self.captures = 0
         self._next = 0  # "auto": the next step to capture
         self._dense_from = self._dense_until = -1
@@ -68,13 +73,22 @@ class Cadence:
 
     def wants(self, step: int) -> bool:
         """Is this step captured?"""
-        if step == self._left_out:
+        if step == self._left_out or self._idle:
             return False
         if self._anchors is not None and self._anchors.wants(step):
             return True
         if self.every == "auto":
             return step >= self._next
         return step % self.every == 0 or self._dense_from <= step <= self._dense_until  # type: ignore[operator]
+
+    def suspend(self) -> None:
+        """There is nothing to capture here: others do it."""
+        self._idle = True
+
+    @property
+    def suspended(self) -> bool:
+        """Nothing is captured."""
+        return self._idle
 
     def look_closer(self, step: int, *, now: bool) -> None:
         """Capture the steps after this one densely; `now`: and this one, whatever it costs."""
@@ -166,6 +180,9 @@ class Cadence:
             interval = min(interval, since // 8)
         if self._dense_from - 1 <= step < self._dense_until:
             interval = min(interval, math.ceil((need - self._earns * HORIZON) / rate))
+        if self._aligned and interval > 1:
+            grid = 1 << (interval - 1).bit_length()
+            return (step // grid + 1) * grid
         return step + max(1, interval)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from ..monitor import LogWriter
 from . import optimizer_state
 from .activations import ActivationTap
+from .distributed import Share, checksums
 from .environment import describe_optimizers
 from .measure import Measure, Taken
 from .reference import Reference
@@ -34,9 +36,9 @@ class Capture:
 
     def __init__(
         self, log: LogWriter, models: Sequence[nn.Module], tensors: Sequence[WatchedTensor],
-        settings: Settings, guard: Guard,
+        settings: Settings, guard: Guard, share: Share | None = None,
     ) -> None:  # fmt: skip
-        self._log, self._tensors, self._settings = log, tensors, settings
+        self._log, self._tensors, self._settings, self._share = log, tensors, settings, share
         self.tap = ActivationTap(models if settings.activations else [], guard)
         self.without_optimizer = False  # states are judged as if every tensor were in one
         self.norms: list[tuple[int, float]] = []  # step and gradients' norm of captures, for who takes them
@@ -67,7 +69,9 @@ class Capture:
         if isinstance(self._tensors, Tensors):
             self._tensors.refresh()
         entries = [t.entry() for t in self._tensors]
-        self._log.update_info(optimizers=describe_optimizers(optimizers), tensors=entries)
+        self._log.update_info(optimizers=describe_optimizers(optimizers), tensors=entries, **self._divided())
+        if self._share is not None and self._share.world.rank:
+            self.tap.leave_out(self._share.modules_elsewhere())
         now = time.time()
         tensors = ready(self._tensors)
         if initial:
@@ -84,6 +88,17 @@ class Capture:
             self._log.update_info(references=self._reference.describe())
             self._say(step, self._reference.notes())
 
+    def _divided(self) -> dict[str, Any]:
+        """Among several ranks: which tensors are this one's to write, for its description."""
+        return {} if self._share is None else {"shards": self._share.decide(self._tensors)}
+
+    def check_replicas(self, step: int) -> None:
+        """Log what tells whether the copies on several ranks are still the same."""
+        now = time.time()
+        with torch.no_grad():
+            rows = [(step, now, name, "checksum", [value]) for name, value in checksums(self._tensors)]
+        self._log.values(rows)
+
     def _say(self, step: int, notes: Sequence[str]) -> None:
         for text in notes:
             self._log.event(step, "note", text)
@@ -98,18 +113,18 @@ class Capture:
         if isinstance(self._tensors, Tensors) and self._tensors.refresh():
             self._follow_model()
         self._present = ready(self._tensors)
-        self._bytes = sum(t.parameter.nbytes for t in self._present)
+        self._bytes = sum(t.weight.nbytes for t in self._present)
 
     def _follow_model(self) -> None:
         """Parameters came, went or were replaced."""
         known = {entry["tensor"] for entry in self._log.info["tensors"]}
         entries = [t.entry() for t in self._tensors]
         gone = [e for e in self._log.info["tensors"] if e["tensor"] not in {e["tensor"] for e in entries}]
-        self._log.update_info(tensors=[*entries, *gone])
+        self._log.update_info(tensors=[*entries, *gone], **self._divided())
         if self._settings.reference is not None and self._reference.from_start:
             for tensor in ready(self._tensors):
                 if tensor.name not in known and tensor.name not in self._reference:
-                    self._reference.put(tensor.name, tensor.parameter)
+                    self._reference.put(tensor.name, tensor.weight)
             self._log.update_info(references=self._reference.describe())
 
     def _of(self, optimizer: Optimizer | None) -> list[WatchedTensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .shards import is_sharded, local, region_of
 from .tensors import WatchedTensor, canonical
 
 Source = str | Path | Mapping[str, Any] | None
@@ -120,11 +121,25 @@ def match(
     matched, missing = {}, []
     for tensor in tensors:
         name = next((n for n in tensor.names if n in state), None) or _by_ending(tensor, state, endings)
-        if name is not None and state[name].shape == tensor.parameter.shape:
-            matched[tensor.name] = state[name]
-        else:
+        there = None if name is None else _part(state[name], tensor.parameter)
+        if there is None:
             missing.append(tensor.name)
+        else:
+            matched[tensor.name] = there
     return matched, missing
+
+
+def _part(there: Tensor, parameter: Tensor) -> Tensor | None:
+    """What corresponds to the part of the parameter that is here; None when it cannot."""
+    if there.shape != parameter.shape:
+        return None
+    if is_sharded(there):
+        same = tuple(there.placements) == tuple(getattr(parameter, "placements", ()))  # type: ignore[attr-defined]
+        return local(there) if same else None
+    region = region_of(parameter) if is_sharded(parameter) else None
+    if region is None:
+        return None if is_sharded(parameter) else there
+    return there[tuple(slice(o, o + n) for o, n in zip(*region, strict=True))]
 
 
 def _by_ending(

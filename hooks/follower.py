@@ -15,6 +15,7 @@ from ..monitor import LogWriter
 from . import backward, gradients, optimizers, scaler
 from .cadence import Cadence
 from .capture import Capture
+from .distributed import CHECK_EVERY, Share
 from .environment import describe_optimizers
 from .guard import Guard
 from .live import LiveCheck
@@ -37,7 +38,7 @@ class Follower:
     def __init__(
         self, log: LogWriter, models: list[nn.Module], tensors: Sequence[WatchedTensor],
         optimizers: list[Optimizer], cadence: Cadence, settings: Settings, guard: Guard, live: LiveCheck,
-        first_step: int,
+        first_step: int, share: Share | None = None,
     ) -> None:  # fmt: skip
         self.steps = Steps(first_step)
         self.scalars = PendingScalars(log)
@@ -57,7 +58,8 @@ class Follower:
         self._rates: list[Any] = []
         self._alone: Optimizer | None = None  # it makes the next step, which is only counted
         self._completed = first_step - 1
-        self.capture = Capture(log, models, tensors, settings, self._guard_forward)  # type: ignore[arg-type]
+        self._share = share
+        self.capture = Capture(log, models, tensors, settings, self._guard_forward, share)  # type: ignore[arg-type]
 
     def attach(self) -> None:
         before, after = self._unless_alone(self._guard(self._before_step)), self._guard(self._after_step)
@@ -150,6 +152,8 @@ class Follower:
         if not self.begun:
             self.begun = True
             self.capture.begin(self.steps.number, self._optimizers, initial=self.steps.first == 0)
+            if self._share is not None and not ready(self._tensors):
+                self._cadence.suspend()  # a replica: another rank writes all of it
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if self._losses is not None:
@@ -177,6 +181,8 @@ class Follower:
             self._complete_step()
 
     def _follow_rates(self, captured: bool) -> None:
+        if self._cadence.suspended:
+            return
         rates = [group.get("lr") for o in self._optimizers for group in o.param_groups]
         # A tensor may have changed in place. On an accelerator it is not waited for.
         if captured or rates != self._rates or isinstance(rates[0], Tensor):
@@ -221,7 +227,10 @@ class Follower:
         """What every step costs, besides being counted."""
         self._completed = step
         if self._losses is not None:
-            self.scalars.add(step, self._losses.take(all_passes=self._manual is not None))
+            found = self._losses.take(all_passes=self._manual is not None)
+            self.scalars.add(step, {} if self._cadence.suspended else found)
+        if self._share is not None and step % CHECK_EVERY == 0:
+            self.capture.check_replicas(step)
         if self.scalars.pending:
             self.scalars.flush()
         self._clipping.stepped()
@@ -392,6 +401,8 @@ class Follower:
         elif self._completed < step:
             step = self._completed
         self.capture.final(step, self._optimizers)
+        if self._share is not None and step % CHECK_EVERY:
+            self.capture.check_replicas(step)
 
     @property
     def without_steps(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .shards import local
 from .tensors import WatchedTensor, ready
 
 #: Tensors that are looked at, and elements of each.
@@ -48,18 +49,18 @@ class BackwardSteps:
 
 
 def _cleared(parameter: Tensor) -> bool:
-    return parameter.grad is None or not bool(parameter.grad.any())
+    return parameter.grad is None or not bool(local(parameter.grad).any())
 
 
 def _head(parameter: Tensor) -> Tensor:
-    return parameter.detach().reshape(-1)[:_ELEMENTS]
+    return local(parameter).detach().reshape(-1)[:_ELEMENTS]
 
 
 def _choose(tensors: Sequence[WatchedTensor]) -> list[Tensor]:
     """The smallest ones whose gradient is dense and not zero: those that training changes."""
     found = []
-    for tensor in sorted(ready(tensors), key=lambda t: t.parameter.numel()):
-        gradient = tensor.parameter.grad
+    for tensor in sorted(ready(tensors), key=lambda t: t.weight.numel()):
+        gradient = tensor.gradient
         if gradient is not None and gradient.layout == torch.strided and bool(gradient.any()):
             found.append(tensor.parameter)
             if len(found) == _TENSORS:

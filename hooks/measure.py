@@ -52,9 +52,9 @@ class Measure:
             return
         names, weights = [], []
         for tensor in tensors:
-            weight = tensor.parameter
-            if not weight.requires_grad:
+            if not tensor.parameter.requires_grad:
                 continue
+            weight = tensor.weight
             route = self._route(tensor)
             if route == SWEEP:
                 names.append(tensor.name)
@@ -74,7 +74,7 @@ class Measure:
         """
         jobs, far = [], []
         for tensor in tensors:
-            gradient = tensor.parameter.grad
+            gradient = tensor.gradient
             if gradient is None or tensor.name in self._gradients:
                 continue
             scale = scales.get(id(tensor.parameter), 1.0)
@@ -122,8 +122,7 @@ class Measure:
         self._taken.step, self._taken.time = step, now
         near = [t for t in tensors if self._route(t) == SWEEP]
         jobs = [
-            self._job(t, t.parameter.grad if gradients else None, row=t.name not in self._gradients)
-            for t in near
+            self._job(t, t.gradient if gradients else None, row=t.name not in self._gradients) for t in near
         ]
         if gradients:
             fused = {job.name for job in jobs if job.gradient_row}
@@ -161,12 +160,12 @@ class Measure:
     def _route(self, tensor: WatchedTensor) -> str:
         known = self._routes.get(tensor.name)
         if known is None:
-            known = self._routes[tensor.name] = route_of(tensor.parameter)
+            known = self._routes[tensor.name] = route_of(tensor.weight)
         return known
 
     def _job(self, tensor: WatchedTensor, gradient: Tensor | None, *, row: bool) -> Job:
         """Of a tensor whose gradient (or itself) may not be plain: then the job has none."""
-        weight = tensor.parameter
+        weight = tensor.weight
         shape = weight.shape
         job = Job(tensor.name, weight.numel())
         if gradient is None or self._route(tensor) != SWEEP:
@@ -183,7 +182,7 @@ class Measure:
         return block
 
     def _add_weight(self, job: Job, tensor: WatchedTensor) -> None:
-        weight = tensor.parameter
+        weight = tensor.weight
         job.weight, job.before = weight, self._copies.address(tensor.name)
         if weight.is_contiguous():  # references are row-major
             reference, residual = self._reference.stored(tensor.name)
@@ -221,7 +220,7 @@ class Measure:
         """Gradients that were taken before clipping, as they are now."""
         near = []
         for tensor in tensors if self._gradients else ():
-            taken, gradient = self._gradients.get(tensor.name), tensor.parameter.grad
+            taken, gradient = self._gradients.get(tensor.name), tensor.gradient
             if taken is None or taken.stage == "at_step" or gradient is None:
                 continue
             self._taken.clipped = True
@@ -235,13 +234,13 @@ class Measure:
             self._taken.used_sq += float(norms.square().sum())
 
     def _add_drift(self, tensor: WatchedTensor, state: str | None, skipped: bool) -> None:
-        drift = self._reference.measure(tensor.name, tensor.parameter)
+        drift = self._reference.measure(tensor.name, tensor.weight)
         if drift is not None:
             self._add(tensor, "drift", drift, state, skipped)
 
     def _add_single(self, tensor: WatchedTensor, state: str | None, skipped: bool, kind: str) -> None:
         """The rows of a tensor on the host that is not plain."""
-        weight, gradient = tensor.parameter, tensor.parameter.grad
+        weight, gradient = tensor.weight, tensor.gradient
         self._add(tensor, kind, summarise_tensor(weight), state, skipped)
         before = self._before.pop(tensor.name, None)
         if before is not None and not isinstance(before, Tensor):
@@ -254,7 +253,7 @@ class Measure:
         """The rows of tensors on an accelerator: asked for together, not waited for."""
         device, changes, drifts = self._taken.device, [], []
         for tensor in tensors:
-            weight, gradient = tensor.parameter.detach(), tensor.parameter.grad
+            weight, gradient = tensor.weight.detach(), tensor.gradient
             before = self._before.pop(tensor.name, None)
             if isinstance(before, Tensor):
                 changes.append((tensor, (before, weight, None if gradient is None else gradient.detach())))
@@ -263,7 +262,7 @@ class Measure:
                 drifts.append((tensor, (weight, reference, None), residual))
             elif reference is None:
                 self._add_drift(tensor, states[tensor.name], skipped)
-        tickets = device.summaries([t.parameter.detach() for t in tensors])
+        tickets = device.summaries([t.weight.detach() for t in tensors])
         for tensor, ticket in zip(tensors, tickets, strict=True):
             self._line(ticket, tensor, kind, states[tensor.name], skipped)
         for (tensor, _), ticket in zip(changes, device.updates([c for _, c in changes]), strict=True):
@@ -294,7 +293,7 @@ class Measure:
         """The norm of each gradient, and no more."""
         self._taken.step, self._taken.time = step, now
         for tensor in tensors:
-            gradient = tensor.parameter.grad
+            gradient = tensor.gradient
             if gradient is None:
                 continue
             if self._route(tensor) == DEVICE:

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 
 from ..monitor.plain import moment_ratios
 from ..monitor.summary import Summary, merge
+from .shards import local
 from .statistics import parts_of, summarise_array, summarise_tensor
-from .tensors import is_sharded
 
 #: In order of preference: what the step divides by.
 SECOND = ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum")
@@ -78,7 +78,7 @@ def summaries(optimizer: Optimizer, names: Mapping[int, str]) -> list[Row]:
 def _owned(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[Tensor, str, dict[str, Any]]]:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if id(parameter) in names and not is_sharded(parameter) and parameter.numel():
+            if id(parameter) in names and local(parameter).numel():
                 yield parameter, names[id(parameter)], group
 
 
@@ -86,7 +86,7 @@ def _find(state: Mapping[str, Any], keys: tuple[str, ...], parameter: Tensor) ->
     for key in keys:
         found = state.get(key)
         if isinstance(found, Tensor) and found.shape == parameter.shape and not found.is_sparse:
-            return found
+            return local(found)
     return None
 
 
@@ -102,7 +102,7 @@ def _second(
     if not isinstance(correction, Tensor) and not correction > 0:
         return None
     eps = float(group["eps"])
-    gradient = parameter.grad
+    gradient = local(parameter.grad)
     if gradient is not None and (gradient.is_sparse or gradient.shape != moment.shape):
         gradient = None
     # Adadelta adds eps below the root.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .shards import local
 from .tensors import WatchedTensor
 
 #: Operations whose result is infinite or NaN for some finite input, and how that input is recognised:
@@ -52,7 +53,7 @@ def of_loss(loss: Tensor | None, tensors: Sequence[WatchedTensor]) -> Origin:
     packed is left alone: unpacking would compute, or copy, and may be done once only.
     """
     owners = {id(t.parameter): t for t in tensors}
-    broken = [t.name for t in tensors if not _finite(t.parameter)]
+    broken = [t.name for t in tensors if not _finite(t.weight)]
     if broken:
         return Origin(
             broken[0], "weight", f"the weights of {_some(broken)} are not finite already", tuple(broken)
@@ -89,7 +90,7 @@ def _judge(
 ) -> Origin | None:
     """Is it this saved tensor where the forward pass broke?"""
     singular = _SINGULAR.get(node.name())
-    here = singular is not None and name == singular[0] and bool(singular[1](data).any())
+    here = singular is not None and name == singular[0] and bool(singular[1](local(data)).any())
     if not here and _finite(data):
         return None
     own, before = _parameters(node, owners), _layers_before(node, owners)
@@ -113,10 +114,10 @@ def of_gradients(tensors: Sequence[WatchedTensor]) -> Origin | None:
 
     The order is that of definition. None when all are finite.
     """
-    broken = [t.name for t in tensors if t.parameter.grad is not None and not _finite(t.parameter.grad)]
+    broken = [t.name for t in tensors if (gradient := t.gradient) is not None and not _finite(gradient)]
     if not broken:
         return None
-    having = sum(t.parameter.grad is not None for t in tensors)
+    having = sum(t.gradient is not None for t in tensors)
     words = f"the gradients of {len(broken)} of {having} tensors, from {broken[-1]} back to {broken[0]}"
     if len(broken) == 1:
         words = f"the gradient of {broken[0]}"
@@ -124,7 +125,7 @@ def of_gradients(tensors: Sequence[WatchedTensor]) -> Origin | None:
 
 
 def _finite(tensor: Tensor) -> bool:
-    values = tensor.detach()
+    values = local(tensor).detach()
     if values.layout != torch.strided:
         values = values._values() if values.is_sparse else values.to_dense()
     return values.device.type == "meta" or bool(torch.isfinite(values).all())

@@ -10,6 +10,7 @@ from typing import Any
 from ..monitor import LogWriter
 from ..monitor.spool import ROTATE_SECONDS, RemoteRun, is_url, open_remote_run, spool_of
 from ..monitor.upload import Uploader
+from .distributed import World, unnamed_run
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,25 @@ class Place:
     remote: RemoteRun | None = None
 
     @classmethod
-    def of(cls, run: str | Path | None, *, resume: bool, writes: bool) -> Place:
-        """Of the argument `run` of `watch`; of a process that `writes`, an object store is asked.
+    def of(cls, run: str | Path | None, *, resume: bool, here: World) -> Place:
+        """Of the argument `run` of `watch`; of the first of several processes, an object store is asked.
 
         Raises:
             RunError: see `open_remote_run`.
         """
         if run is None:
-            run = _new_run()
+            run = unnamed_run() if here.several else _new_run()
         if not is_url(run):
             return cls(Path(run), Path(run), Path(run))
-        if not writes:
+        if here.rank:
             return cls(spool_of(str(run)), str(run), str(run))
         remote = open_remote_run(str(run), resume=resume)
         return cls(remote.spool, remote.url, remote.source, remote)
+
+    @property
+    def is_remote(self) -> bool:
+        """On an object store."""
+        return self.folder != self.source
 
     @property
     def name(self) -> str:

@@ -88,7 +88,7 @@ class Reference:
     def take(self, tensors: Sequence[WatchedTensor]) -> None:
         """Keep the references of these tensors in the best forms that the memory allows."""
         state, self._state = self._state, None  # it may be large: not held longer than needed
-        found = {t.name: t.parameter.detach() for t in tensors}
+        found = {t.name: t.weight.detach() for t in tensors}
         if state is not None:
             found, missing = match(tensors, state.tensors)
             if missing:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..monitor import LogWriter
+from .shards import value_of
 
 
 def number(name: str, value: Any) -> float | Tensor:
@@ -25,7 +26,13 @@ def number(name: str, value: Any) -> float | Tensor:
             raise TypeError(
                 f"expected a number for {name!r}, got a tensor of shape {tuple(value.shape)}: log its mean"
             )
-        value = value.detach()
+        whole = value_of(value.detach())
+        if whole is None:
+            raise TypeError(
+                f"expected a number for {name!r}, got one of which every rank holds a part: "
+                "log its .full_tensor()"
+            )
+        value = whole
         return float(value) if value.device.type == "cpu" else value.reshape(())
     if hasattr(value, "item") and getattr(value, "size", 0) == 1:  # numpy
         value = value.item()

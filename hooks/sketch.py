@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..monitor.sketch import COUNTERS, add_sketch, sketch
+from .shards import is_sharded
 from .statistics import Array, parts_of
 from .tensors import WatchedTensor
 
@@ -50,7 +51,9 @@ class AnchorSketches:
         of up to 4,096 elements as they are. What is on an accelerator is copied to the host for it."""
         found = []
         for tensor in tensors:
-            values = parts_of(tensor.parameter)
+            if is_sharded(tensor.parameter):  # a sketch needs to know where in the whole an element is
+                continue
+            values = parts_of(tensor.weight)
             if values.size > COUNTERS:
                 values = sketch(values, tensor.name, COUNTERS).astype(np.float32)
             found.append((step, time, tensor.name, kind, values.astype(np.float64)))

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from .shards import is_sharded, local, summed
+
 Patterns = str | Sequence[str] | None
 
 #: Parts that wrappers put into names: DDP and EMA copies, compile, FSDP, checkpointing, Lightning; then PEFT:
@@ -50,6 +52,21 @@ class WatchedTensor:
     module: str
     module_type: str
     names: list[str] = field(default_factory=list)
+    mine: bool = True  # this process writes it, or its part of it
+
+    @property
+    def weight(self) -> Tensor:
+        """What this process holds of it."""
+        return local(self.parameter)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The same of its gradient; None too where that is still to be summed over ranks."""
+        gradient = self.parameter.grad
+        if gradient is None or not is_sharded(gradient):
+            return gradient
+        same = tuple(gradient.placements) == tuple(getattr(self.parameter, "placements", ()))  # type: ignore[attr-defined]
+        return local(gradient) if same and summed(gradient) else None
 
     def entry(self) -> dict[str, Any]:
         """For run.json."""
@@ -142,6 +159,7 @@ class Tensors(Sequence[WatchedTensor]):
             if known is not None:
                 if known.role == "output" and tensor.role == "matrix":
                     tensor.role = "output"  # though it may not be the last any more
+                tensor.mine = known.mine
                 vars(known).update(vars(tensor))
                 found[i] = known
         if found and all(t.role != "output" for t in found):
@@ -250,21 +268,16 @@ def is_opaque(module: nn.Module) -> bool:
     return compiled or isinstance(module, torch.jit.ScriptModule)
 
 
-def is_sharded(parameter: Tensor) -> bool:
-    """A DTensor: this process holds a part of it."""
-    return hasattr(parameter, "placements") and hasattr(parameter, "to_local")
-
-
 def ready(tensors: Sequence[WatchedTensor]) -> list[WatchedTensor]:
-    """Those whose values this process holds, whole: not lazy, not on the meta device, not sharded."""
-    return [t for t in tensors if _is_ready(t.parameter)]
+    """Those that have values and are this process's to write: not lazy, not on the meta device, no copies."""
+    return [t for t in tensors if t.mine and _is_ready(t.parameter)]
 
 
 def _is_ready(parameter: Tensor) -> bool:
     if type(parameter) is nn.Parameter and parameter.is_cpu:  # nearly always, and quickly told
         return True
     lazy = isinstance(parameter, UninitializedParameter)
-    return not lazy and parameter.device.type != "meta" and not is_sharded(parameter)
+    return not lazy and parameter.device.type != "meta" and local(parameter).numel() > 0
 
 
 def state_of(parameter: nn.Parameter, learning_rate: float | None, gradient_is_zero: bool) -> str:

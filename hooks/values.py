@@ -53,7 +53,7 @@ class Values:
         cost = sum(VALUE_ROW_BYTES + VALUE_BYTES * t.parameter.numel() for t in small)
         if not small or not (always or self._used + cost <= WEIGHTS_SHARE * self._written):
             return
-        self._log.values([(step, time, t.name, kind, array_of(t.parameter)) for t in small])
+        self._log.values([(step, time, t.name, kind, array_of(t.weight)) for t in small])
         self._used += cost
         self._last_step = step if kind == "weight" else None
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from .cadence import Cadence, Every
 from .checkpoint import Source, load_state
+from .distributed import Share, job, joined_session, world
 from .environment import describe_environment, describe_optimizers
 from .place import Place
 from .reference import Reference
 from .resume import check, first_step, starts
 from .settings import Settings
+from .shards import is_sharded
 from .sketch import AnchorSketches
-from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, is_sharded, leaf_modules
+from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, leaf_modules
 from .watcher import Watcher, refuse_a_second
 from .wrappers import inner_model, inner_optimizer, takes_hooks
 
@@ -108,7 +108,7 @@ def watch(
     models = _models(model)
     optimizers = _optimizers(optimizer)
     anchored = None if anchors is None else AnchorSketches(anchors)
-    cadence = Cadence(every, budget, anchored)
+    cadence = Cadence(every, budget, anchored, aligned=world().several)
     if keep not in ("full", "rollup"):
         raise ValueError(f'expected keep="full" or keep="rollup", got keep={keep!r}')
     if not sync_seconds > 0:
@@ -130,8 +130,8 @@ def watch(
         step_norms=step_norms,
         log_loss=log_loss,
     )
-    writes, resumes = _rank() == 0, resume is not False  # 0 is the number of a step
-    place = Place.of(run, resume=resumes, writes=writes)
+    here, resumes = world(), resume is not False  # 0 is the number of a step
+    place = Place.of(run, resume=resumes, here=here)
     modules = list(leaf_modules(models)) if activations else []
     info = {
         "name": place.name,
@@ -145,10 +145,12 @@ def watch(
         "optimizers": describe_optimizers(optimizers),
         "tensors": [t.entry() for t in tensors],
         "modules": [{"module": name, "type": type(m).__name__} for name, m in modules],
-        "notes": _notes(models, tensors, activations),
+        "notes": _notes(models, tensors, activations, anchors is not None),
     }
     refuse_a_second(tensors)
-    if not writes:
+    if here.several:
+        info |= {"rank": here.rank, "world": here.size, "job": job()}
+    if here.rank and place.is_remote:
         return Watcher(None, place, models, tensors, optimizers, cadence, settings, on_finding, 0, live=live)
     start, note = first_step(place.source, resume, optimizers) if resumes else (0, None)
     info["notes"] += [note] if note else []
@@ -157,10 +159,12 @@ def watch(
             f"resumed at step {start}: drift from there on is measured from the weights at that step"
         )
     info["starts"] = starts(place.source, resume, start, optimizers)
-    log = place.writer(info, resume=resumes, keep=keep, sync_seconds=sync_seconds)
+    joins = {"writer": here.writer, "session": joined_session(place.folder)} if here.rank else {}
+    log = place.writer(info, resume=resumes, keep=keep, sync_seconds=sync_seconds, **joins)
+    share = Share(place.folder, here) if here.several else None
     return Watcher(
         log, place, models, tensors, optimizers, cadence, settings, on_finding, start,
-        live=live or on_finding is not None,
+        live=(live or on_finding is not None) and not here.rank, share=share,
     )  # fmt: skip
 
 
@@ -210,7 +214,9 @@ def _check_parameters(
             )
 
 
-def _notes(models: list[nn.Module], tensors: Sequence[WatchedTensor], activations: bool) -> list[str]:
+def _notes(
+    models: list[nn.Module], tensors: Sequence[WatchedTensor], activations: bool, anchors: bool
+) -> list[str]:
     notes = []
     if activations and any(is_opaque(m) for model in models for m in model.modules()):
         notes.append("activations inside compiled or scripted modules cannot be seen and are not captured")
@@ -218,9 +224,8 @@ def _notes(models: list[nn.Module], tensors: Sequence[WatchedTensor], activation
     if empty:
         some = ", ".join(empty[:3])
         notes.append(f"{len(empty)} tensors on the meta device have no values to capture: {some} ...")
-    sharded = [t.name for t in tensors if is_sharded(t.parameter)]
-    if sharded:
-        notes.append(f"{len(sharded)} sharded tensors are not captured: {', '.join(sharded[:3])} ...")
+    if any(is_sharded(t.parameter) for t in tensors) and anchors:
+        notes.append("sharded tensors have no anchors: `drift_between` leaves them out")
     return notes
 
 
@@ -234,9 +239,3 @@ def _describe(reference: Source) -> str | None:
     if reference is None:
         return None
     return "state_dict" if isinstance(reference, Mapping) else str(reference)
-
-
-def _rank() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return int(os.environ.get("RANK", "0") or 0)

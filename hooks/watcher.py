@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from ..monitor import LogWriter, kernels
 from . import termination
 from .cadence import Cadence
+from .distributed import Share
 from .follower import Follower
 from .guard import Guard
 from .live import LiveCheck
@@ -51,6 +52,7 @@ class Watcher:
         self, log: LogWriter | None, place: Place, models: list[nn.Module], tensors: Sequence[WatchedTensor],
         optimizers: list[Optimizer], cadence: Cadence, settings: Settings,
         on_finding: Callable[[Finding], None] | None, first_step: int, *, live: bool = True,
+        share: Share | None = None,
     ) -> None:  # fmt: skip
         self.run = place.shown
         #: Ends a watcher that nobody asked for by name, when somebody does for another one.
@@ -65,7 +67,7 @@ class Watcher:
         self._uploader = place.uploader()
         self._live = LiveCheck(place.folder, place.shown, log, on_finding, wanted=live)
         self._follower = Follower(
-            log, models, tensors, optimizers, cadence, settings, self._guard, self._live, first_step
+            log, models, tensors, optimizers, cadence, settings, self._guard, self._live, first_step, share
         )
         self._attach()
         which, why = kernels.describe()  # known by now: all that a training needs was compiled or loaded
@@ -127,7 +129,7 @@ class Watcher:
             TypeError: a value is no number.
         """
         values = {name: number(name, value) for name, value in scalars.items()}
-        if not self._open or not values or self._guard.forked:
+        if not self._open or not values or self._guard.forked or self._cadence.suspended:
             return
         try:
             with self._guard.working():

@@ -127,8 +127,8 @@ def _gather_once(
 
 
 def held(log: LogReader) -> Held:
-    """The captures that each level holds; empty when there are no roll-ups, or parts of tensors that would have
-    to be put together first. Damaged ones do not count."""
+    """The captures that each level holds, damaged ones left out. Empty when there are no roll-ups, or parts of
+    tensors, which have to be put together first."""
     if log.joint is not None and log.joint.sharded:
         return {}
     found: dict[int, dict[Stream, Intervals]] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -217,7 +218,7 @@ class Joint:
         sets = rows["active"].to_pylist() if "active" in rows.column_names else [None] * len(tensors)
         found: list[bytes | None] = []
         units: list[int | None] = []
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for first, last in pairwise(starts.tolist()):
             shape = self.shapes.get(tensors[first], ())
             union = np.zeros(shape[0] if shape else 0, bool)
             for row in range(first, last):
@@ -234,7 +235,7 @@ class Joint:
         rows, owners, starts = _grouped(rows, owners, ("kind", "tensor", "session", "step"))
         tensors, sharded = rows["tensor"].to_pylist(), self.sharded
         taken, wholes = [], {}
-        for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        for first, last in pairwise(starts.tolist()):
             if tensors[first] in sharded:
                 whole = self._assembled(rows, owners, first, last, tensors[first])
                 if whole is None:
@@ -246,8 +247,7 @@ class Joint:
             lists = found["values"].to_pylist()
             for place, values in wholes.items():
                 lists[place] = values
-            at = found.column_names.index("values")
-            found = found.set_column(at, rows.schema.field("values"), pa.array(lists, rows.schema.field("values").type))
+            found = _with(found, "values", lists)
         return found
 
     def _assembled(
@@ -284,14 +284,15 @@ class Joint:
             seen = np.add.reduceat((adds & contributes).astype(int), starts[:-1])[group]
             heads &= seen == len(self.adding)
             values[heads] = np.sqrt(np.add.reduceat(squares, starts[:-1]))[group][heads]
-            at = rows.column_names.index("value")
-            rows = rows.set_column(at, rows.schema.field("value"), pa.array(values))
+            rows = _with(rows, "value", values)
         return select(rows, (lowest & ~adds) | heads)
 
 
 def _grouped(rows: pa.Table, owners: NDArray, keys: Sequence[str]) -> tuple[pa.Table, NDArray, NDArray]:
     """Rows sorted by these keys, then rank; of whom each is; int64 (groups + 1,): where each key begins."""
-    columns = [codes_of(rows[k])[0] if not pa.types.is_integer(rows[k].type) else rows[k].to_numpy() for k in keys]
+    columns = [
+        rows[k].to_numpy() if pa.types.is_integer(rows[k].type) else codes_of(rows[k])[0] for k in keys
+    ]
     order = np.lexsort([owners, *columns[::-1]])
     changed = np.zeros(max(len(order) - 1, 0), bool)
     for column in columns:
@@ -345,5 +346,11 @@ def _told_by(rows: pa.Table, writer: str) -> pa.Table:
         return rows
     kept = select(rows, np.array([event not in _OF_EACH for event in rows["event"].to_pylist()], bool))
     told = [f"rank {rank_of(writer)}: {message}" for message in kept["message"].to_pylist()]
-    at = kept.column_names.index("message")
-    return kept.set_column(at, kept.schema.field("message"), pa.array(told, kept.schema.field("message").type))
+    return _with(kept, "message", told)
+
+
+def _with(rows: pa.Table, name: str, values: Any) -> pa.Table:
+    """The rows with other values in a column."""
+    place = rows.schema.get_field_index(name)
+    field = rows.schema.field(name)
+    return rows.set_column(place, field, pa.array(values, field.type))
