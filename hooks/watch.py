@@ -159,7 +159,9 @@ def watch(
             f"resumed at step {start}: drift from there on is measured from the weights at that step"
         )
     info["starts"] = starts(place.source, resume, start, optimizers)
-    joins = {"writer": here.writer, "session": joined_session(place.folder)} if here.rank else {}
+    joins: dict[str, Any] = {"writer": here.writer} if here.rank else {}
+    if here.rank:
+        joins["session"] = joined_session(place.folder) if resumes else 0
     log = place.writer(info, resume=resumes, keep=keep, sync_seconds=sync_seconds, **joins)
     share = Share(place.folder, here) if here.several else None
     return Watcher(

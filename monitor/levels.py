@@ -127,8 +127,10 @@ def _gather_once(
 
 
 def held(log: LogReader) -> Held:
-    """The captures that each level holds, damaged ones left out. Empty when there are no roll-ups, or parts of
-    tensors, which have to be put together first."""
+    """The captures that each level holds; damaged ones do not count. Empty when there are no roll-ups.
+
+    So it is where parts of tensors have to be put together first.
+    """
     if log.joint is not None and log.joint.sharded:
         return {}
     found: dict[int, dict[Stream, Intervals]] = {}

@@ -25,11 +25,11 @@ from layerwatch import watch
 class Net(nn.Module):
     """Odd sizes, so that parts are uneven and some are empty."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = 13) -> None:
         super().__init__()
-        self.inp = nn.Linear(7, 13)
-        self.norm = nn.LayerNorm(13)
-        self.out = nn.Linear(13, 3)
+        self.inp = nn.Linear(7, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.out = nn.Linear(hidden, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(torch.relu(self.norm(self.inp(x))))
@@ -69,7 +69,7 @@ def train(kind: str, folder: str, steps: int, options: dict[str, Any]) -> None:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if size > 1:
         distributed.init_process_group("gloo")
-    net = Net()
+    net = Net(12 if "tensor" in kind else 13)
     if "tensor" in kind:
         net.norm = nn.Identity()  # type: ignore[assignment]
     model = prepared(kind, net, size)
