@@ -36,7 +36,7 @@ class Excerpt:
         self.name, self.info = run.name, run.info
         self.scalars, self.scalar_names = run.scalars, run.scalar_names
         self.tensors, self.modules = run.tensors, run.modules
-        self.activity, self.events = run.activity, run.events
+        self.activity, self.events, self.checksums = run.activity, run.events, run.checksums
 
     def stats(
         self, kind: str, tensor: str | None = None, columns: Sequence[str] | None = None

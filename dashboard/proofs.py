@@ -13,6 +13,7 @@ from ..monitor.detectors.history import Floats, nanmedian
 from ..monitor.detectors.outcome import finite, outcome, predictor
 from ..monitor.detectors.overfitting import ACCURACY_LOST, GENERALISATION_LOSS, VAL_ACCURACY
 from ..monitor.detectors.rates import held, largest_rate, update_ratios
+from ..monitor.detectors.replicas import disagreement
 from ..monitor.detectors.scales import input_size
 from .excerpt import Case, Table, column, losses, of_layers, over_layers, quotient
 from .figures.evidence import Evidence
@@ -308,3 +309,10 @@ def standing_still(c: Case) -> Evidence:
 
     found = of_layers(f"{kind} {name}", table, log=False)(c)
     return Evidence(found.what, found.curves, found.typical, {"stuck at": 0.0})
+
+
+def copies(c: Case) -> Evidence:
+    """How many tensors are not the same on all ranks, at each comparison."""
+    differing = disagreement(c.history.source.checksums())
+    curves = {"differing tensors": (differing.index.to_numpy(), differing.to_numpy(float).sum(axis=1))}
+    return Evidence("tensors that differ between ranks", curves, limits={"none": 0.0})

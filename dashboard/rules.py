@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..monitor.detectors.quantising import outliers
 from ..monitor.detectors.rates import update_ratios
 from . import proofs
 from .excerpt import Case, anything, column, of_layers, of_scalar, quotient
@@ -72,6 +73,11 @@ RULES: dict[str, Rule] = {
     "weight_growth": Rule(
         "weight_norm",
         of_layers("weight norm ÷ first", proofs.growth, limit="limit", default=10),
+    ),
+    "replica_desync": Rule("weight_norm", proofs.copies),
+    "quantisation_risk": Rule(
+        "weight_norm",
+        of_layers("largest weight ÷ root mean square", outliers, limit="limit", default=44),
     ),
     "low_precision_stall": Rule(
         "update_ratio",

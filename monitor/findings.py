@@ -86,6 +86,7 @@ _STOPS = (
 #: same run and began no later. The table's order is that of findings: what is higher explains what is lower.
 CAUSES: dict[str, tuple[str, ...]] = {
     "data_fault": (),
+    "replica_desync": (),
     "bad_init_scale": ("data_fault",),
     "symmetric_units": (),
     "schedule_fault": (),
@@ -162,6 +163,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "not_learning": _STOPS,
     "overfitting": ("not_learning",),
     "regression": (*_STOPS, "not_learning", "overfitting"),
+    "quantisation_risk": (),
 }
 
 

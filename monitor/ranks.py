@@ -10,12 +10,14 @@ together is put together here, when it is read:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -30,6 +32,10 @@ FOLDER = "ranks"
 FIRST = "r0"
 #: Whose squares add over ranks: each one logs it of what it writes.
 ADDED_SCALARS = ("grad_norm",)
+#: The kind of values that tell whether copies of a tensor are the same on several ranks.
+CHECKSUM = "checksum"
+#: A rank that is so many steps behind the others, and was not closed, counts as missing.
+BEHIND = 250
 #: Events of which those of the first rank tell all.
 _OF_EACH = ("start", "restart", "close", "note")
 
@@ -354,3 +360,46 @@ def _with(rows: pa.Table, name: str, values: Any) -> pa.Table:
     place = rows.schema.get_field_index(name)
     field = rows.schema.field(name)
     return rows.set_column(place, field, pa.array(values, field.type))
+
+
+def told_of_ranks(log: Any, info: Mapping[str, Any], alive: Callable[[Any, Any], bool]) -> pd.DataFrame:
+    """See `Run.ranks`.
+
+    Args:
+        log: a `LogReader`. info: the content of run.json. alive: tells whether a process of this machine, by
+            its number and when it was started, still runs.
+    """
+    told, size = descriptions(log.store), int(info.get("world") or 1)
+    last = dict.fromkeys(range(size), -1)
+    for table in ("stats", "values", "scalars", "events"):
+        for writer, rows in log.by_rank(table, ["step"]):
+            if rows.num_rows:
+                rank = rank_of(writer)
+                last[rank] = max(last.get(rank, -1), int(np.max(rows["step"].to_numpy())))
+    rows = []
+    for rank, step in sorted(last.items()):
+        own = told.get(writer_of(rank), {})
+        dead = not own or (
+            not own.get("closed")
+            and own.get("host") == socket.gethostname()
+            and not alive(own.get("pid"), own.get("process_started"))
+        )
+        behind = not own.get("closed") and step + BEHIND < max(last.values())
+        missing = step + 1 if dead or behind else None
+        rows.append((rank, own.get("host"), own.get("pid"), bool(own.get("closed")), step, missing))
+    frame = pd.DataFrame(rows, columns=["rank", "host", "pid", "closed", "last_step", "missing_since"])
+    return frame.astype({"missing_since": "Int64", "pid": "Int64"})
+
+
+def told_of_replicas(log: Any) -> pd.DataFrame:
+    """See `Run.checksums`."""
+    told, frames = Joint.of(descriptions(log.store)), []
+    for writer, rows in log.by_rank("values", ["step", "tensor", "values"], {"kind": [CHECKSUM]}):
+        frame = rows.to_pandas().astype({"tensor": "object"})
+        own = told.shards.get(writer, {})
+        frame["rank"] = rank_of(writer)
+        frame["part"] = [str(tuple(own[t].offset)) if t in own else "" for t in frame["tensor"]]
+        frame["checksum"] = [int(v[0]) for v in frame["values"]]
+        frames.append(frame[["step", "tensor", "part", "rank", "checksum"]])
+    found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return found.sort_values(["step", "rank"], kind="stable", ignore_index=True) if len(found) else found

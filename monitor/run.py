@@ -21,7 +21,7 @@ from .derive import POOLED, columns_of, drift_frame, histogram_frame, needed, st
 from .description import describe
 from .frames import Overview
 from .process import alive
-from .ranks import with_others
+from .ranks import CHECKSUM, told_of_ranks, told_of_replicas, with_others
 from .reader import LogReader
 from .scan import Between, Where
 from .schema import KINDS, ROLLUPS
@@ -360,7 +360,7 @@ class Run:
     @_cached
     def stored_kinds(self) -> set[str]:
         """The kinds of values that are stored: see `values`."""
-        return self._log.distinct("values", "kind")
+        return self._log.distinct("values", "kind") - {CHECKSUM}
 
     @_cached
     def unit_means(self, kind: str) -> pd.DataFrame:
@@ -388,6 +388,25 @@ class Run:
             .sort_values(["time", "step"], kind="stable", ignore_index=True)
         )
 
+    @_cached
+    def ranks(self) -> pd.DataFrame:
+        """The processes that wrote this run: rank, host, pid, closed, last_step (the last with anything of
+        it), missing_since (null: it is not missing).
+
+        A rank is missing since the step after its last one when it ended without closing its log, was never
+        heard of, or is 250 steps behind the others.
+        """
+        return told_of_ranks(self._log, self.info, alive)
+
+    @_cached
+    def checksums(self) -> pd.DataFrame:
+        """Of tensors that several ranks hold: step, tensor, part (of a sharded one), rank, checksum.
+
+        The sum of a tensor's bits after the step, as integers modulo 2^52: equal on all ranks that hold the
+        same. Empty unless several ranks wrote the run.
+        """
+        return told_of_replicas(self._log)
+
     def findings(self, baselines: Sequence[Run] | Normal = ()) -> list[Finding]:
         """What is wrong, in which layer, since which step and what to do; root cause first.
 
@@ -400,7 +419,20 @@ class Run:
         """What the detectors could not judge, and why; damaged files."""
         return [
             *self._find(_kept_as(baselines))[1],
+            *self._missing_ranks(),
             *(f"{name}: {what}" for name, what in self.problems.items()),
+        ]
+
+    def _missing_ranks(self) -> list[str]:
+        if not int(self.info.get("world") or 1) > 1:
+            return []
+        ranks = self.ranks()
+        gone = ranks[ranks["missing_since"].notna() & (ranks["last_step"] < ranks["last_step"].max())]
+        sharded = len(self._log.joint.sharded) if self._log.joint is not None else 0
+        more = f": without its parts nothing can be said of {sharded} sharded tensors" if sharded else ""
+        return [
+            f"rank {r.rank} of {len(ranks)} is missing since step {r.missing_since}{more}"
+            for r in gone.itertuples()
         ]
 
     @_cached

@@ -122,3 +122,7 @@ class Growing:
     def events(self) -> pd.DataFrame:
         """`Run.events`."""
         return self.run.events()
+
+    def checksums(self) -> pd.DataFrame:
+        """`Run.checksums`."""
+        return self.run.checksums()

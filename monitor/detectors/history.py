@@ -55,6 +55,7 @@ class Source(Protocol):
     def drift(self) -> pd.DataFrame: ...
     def activity(self, kind: str, tensor: str) -> tuple[Ints, Bools]: ...
     def events(self) -> pd.DataFrame: ...
+    def checksums(self) -> pd.DataFrame: ...
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Arrays:
         losses: scalar name -> (steps, values). layers: one mapping per parameter (tensor, role, shape, ...).
         rows: kind -> tensor -> column -> values by step, with a column `step`.
         active: (kind, tensor) -> (steps (n,), bool (n, units)).
+        copies: rows of `Run.checksums`.
     """
 
     name: str = "run"
@@ -75,6 +77,7 @@ class Arrays:
     rows: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     active: Mapping[tuple[str, str], tuple[Any, Any]] = field(default_factory=dict)
     happened: Sequence[Mapping[str, Any]] = ()
+    copies: Sequence[Mapping[str, Any]] = ()
 
     def scalar_names(self) -> list[str]:
         return sorted(self.losses)
@@ -121,6 +124,9 @@ class Arrays:
 
     def events(self) -> pd.DataFrame:
         return pd.DataFrame(list(self.happened), columns=["step", "time", "event", "message"])
+
+    def checksums(self) -> pd.DataFrame:
+        return pd.DataFrame(list(self.copies), columns=["step", "tensor", "part", "rank", "checksum"])
 
 
 def _kept(method: Callable[..., Answer]) -> Callable[..., Answer]:

@@ -30,6 +30,8 @@ FAMILIES = (
     "overfitting",
     "regression",
     "drift",
+    "replicas",
+    "quantising",
 )
 _table: dict[tuple[str, str], tuple[str, Detector]] = {}
 

@@ -45,7 +45,7 @@ class Thinned:
         self.run, self.points = run, points
         self.name, self.info = run.name, run.info
         self.scalars, self.scalar_names, self.events = run.scalars, run.scalar_names, run.events
-        self.tensors, self.modules = run.tensors, run.modules
+        self.tensors, self.modules, self.checksums = run.tensors, run.modules, run.checksums
         self.grid = self._grid()
         self.note = (
             f"the log is long: detectors saw {len(self.grid):,} rows of each tensor instead of {captures:,}, "

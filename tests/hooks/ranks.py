@@ -1,4 +1,4 @@
-"""Trainings of several processes, as scripts see them: `python ranks.py KIND FOLDER STEPS [NAME=VALUE ...]`.
+"""Trainings of several processes, one after the other, as a script makes them: see `launch`.
 
 Every rank trains on the same batch, so that averaging over ranks gives exactly the gradient of one process:
 the log of a sharded training must then equal that of a plain one, bucket by bucket.
@@ -6,6 +6,7 @@ the log of a sharded training must then equal that of a plain one, bucket by buc
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -57,6 +58,9 @@ def prepared(kind: str, model: Net, size: int) -> nn.Module:
         fully_shard(model, mesh=init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("copy", "shard")))
     elif kind == "tensor":
         parallelize_module(model, init_device_mesh("cpu", (size,)), PLAN)  # type: ignore[arg-type]
+    elif kind == "manual":  # averaged by hand, no wrapper
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda p: _average(p, size))
     elif kind == "fsdp+tensor":
         mesh = init_device_mesh("cpu", (size // 2, 2), mesh_dim_names=("data", "tensor"))
         parallelize_module(model, mesh["tensor"], PLAN)  # type: ignore[arg-type]
@@ -64,20 +68,64 @@ def prepared(kind: str, model: Net, size: int) -> nn.Module:
     return model
 
 
-def train(kind: str, folder: str, steps: int, options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
+def _average(parameter: Tensor, size: int) -> None:
+    distributed.all_reduce(parameter.grad)
+    parameter.grad /= size  # type: ignore[operator]
+
+
+class Stage(nn.Module):
+    """One of two stages of a pipeline, with the names that it has in the whole network."""
+
+    def __init__(self, net: Net, rank: int) -> None:
+        super().__init__()
+        if rank == 0:
+            self.inp, self.norm = net.inp, net.norm
+        else:
+            self.out = net.out
+
+
+def pipeline(run: str, steps: int, **options: Any) -> None:
+    """Two ranks, a stage each: outputs go forth, gradients come back."""
+    rank = distributed.get_rank()
+    stage = Stage(Net(), rank)
+    optimizer = torch.optim.AdamW(stage.parameters(), lr=0.01)
+    with watch(stage, optimizer, run=run, **{"every": 2, **options}) as watcher:
+        for step in range(steps):
+            x, y = batch(step)
+            between = torch.zeros(16, 13)
+            if rank == 0:
+                sent = torch.relu(stage.norm(stage.inp(x)))
+                distributed.send(sent.detach(), 1)
+                distributed.recv(between, 1)
+                sent.backward(between)
+            else:
+                distributed.recv(between, 0)
+                loss = nn.functional.cross_entropy(stage.out(between.requires_grad_()), y)
+                loss.backward()
+                distributed.send(between.grad, 0)  # type: ignore[arg-type]
+                watcher.log(train_loss=loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def train(
+    kind: str, run: str | None, steps: int, *, clip: float | None = None, late: bool = False,
+    die: list[int] | None = None, part: list[int] | None = None, **options: Any,
+) -> None:  # fmt: skip
+    """One training.
+
+    Args:
+        kind: see `prepared`. clip: the largest norm of the gradients. late: the optimizer is not told.
+        die, part: rank and step at which a rank ends, or changes a weight of its own.
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if size > 1:
-        distributed.init_process_group("gloo")
     net = Net(12 if "tensor" in kind else 13)
     if "tensor" in kind:
         net.norm = nn.Identity()  # type: ignore[assignment]
     model = prepared(kind, net, size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    clip, die = options.pop("clip", None), options.pop("die", None)
-    given = None if options.pop("late", False) else optimizer
-    watcher = watch(model, given, run=folder, **{"every": 2, **options})
-    for step in range(steps):
+    watcher = watch(model, None if late else optimizer, run=run, **{"every": 2, **options})
+    for step in range(watcher.step if options.get("resume") else 0, steps):
         x, y = batch(step)
         loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
@@ -85,27 +133,34 @@ def train(kind: str, folder: str, steps: int, options: dict[str, Any]) -> None:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         if die == [rank, step]:
             os._exit(9)
+        if part == [rank, step]:
+            with torch.no_grad():
+                net.out.bias[1] += 1e-3
         optimizer.step()
         optimizer.zero_grad()
         watcher.log(train_loss=loss)
     watcher.close()
-    if size > 1:
+
+
+def launch(ranks: int, *jobs: dict[str, Any], check: bool = True) -> Any:
+    """Run these trainings (the arguments of `train`) on so many ranks, by torchrun; one: without it."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, *(torchrun if ranks > 1 else []), __file__, json.dumps(jobs, default=str)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, env=env, check=check, timeout=150, capture_output=not check, text=True)
+
+
+def main() -> None:
+    several = "WORLD_SIZE" in os.environ
+    if several:
+        distributed.init_process_group("gloo")
+    for job in json.loads(sys.argv[1]):
+        torch.manual_seed(0)
+        (pipeline if job.pop("pipeline", False) else train)(**job)
+    if several:
         distributed.barrier()
         distributed.destroy_process_group()
 
 
-def launch(kind: str, folder: Path, steps: int, ranks: int, *, check: bool = True, **options: Any) -> Any:
-    """Run this file on so many ranks, by torchrun; one: without it."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), __file__, kind, str(folder), str(steps)]
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command += [f"{name}={value!r}" for name, value in options.items()]
-    return subprocess.run(command, env=env, check=check, timeout=150, capture_output=not check, text=True)
-
-
 if __name__ == "__main__":
-    import ast
-
-    kind, folder, steps, *more = sys.argv[1:]
-    train(kind, folder, int(steps), {n: ast.literal_eval(v) for n, _, v in (m.partition("=") for m in more)})
+    main()

@@ -20,8 +20,6 @@ from layerwatch.monitor.findings import CAUSES
 from layerwatch.monitor.problems import SECTIONS, closest, parse, problems
 
 PAGES = problems()
-#: Codes of the contract that no detector judges yet; their pages say so.
-UNJUDGED = {"replica_desync", "quantisation_risk"}
 #: Where detectors keep their thresholds.
 MODULES = (*FAMILIES, "history", "outcome", "validation")
 
@@ -51,8 +49,7 @@ def test_every_code_has_a_page_and_every_page_a_code() -> None:
     own = {
         problem for problem, function in registered()[0] if function.__module__.startswith(detectors.__name__)
     }
-    assert own == set(CAUSES) - UNJUDGED
-    assert set(PAGES) == own | UNJUDGED
+    assert own == set(CAUSES) == set(PAGES)
 
 
 def test_the_page_of_detectors_links_every_problem_once() -> None:
@@ -79,9 +76,6 @@ def test_defaults_are_those_of_the_code(code: str) -> None:
     for name, value in defaults(code).items():
         assert name in known, f"{code}.md names {name}, which no detector has"
         assert ast.literal_eval(value) == known[name], f"{code}.md: {name} is {known[name]!r} in the code"
-    if code in UNJUDGED:
-        assert "no detector" in page_text(code)
-        assert not defaults(code)
 
 
 def test_every_threshold_of_the_code_is_on_a_page() -> None:
