@@ -77,13 +77,17 @@ def unnamed_run() -> Path:
     return Path("runs") / (name if _unnamed == 1 else f"{name}-{_unnamed}")
 
 
-def joined_session(folder: Path) -> int:
-    """The session of a rank that joins a run which goes on: that of the first rank, begun already or not."""
+def joined(folder: Path, here: World) -> tuple[int, int | None]:
+    """The session that begins when several ranks go on, and its first step if the first rank has begun it.
+
+    Ranks begin in any order. The first one alone counts sessions; others follow it, or are ahead of it.
+    """
     told = descriptions(Store(folder))
-    first = told.get(writer_of(0), {})
-    if first.get("job") == job() and not first.get("closed"):
-        return int(first["session"])
-    return max((int(info.get("session", 0)) for info in told.values()), default=-1) + 1
+    first, own = (int(told.get(w, {}).get("session", -1)) for w in (writer_of(0), here.writer))
+    info = told.get(writer_of(0), {})
+    if here.rank and info.get("job") == job() and not info.get("closed") and first > own:
+        return first, int(info["starts"][-1]["first_step"])
+    return max(first, own) + 1, None
 
 
 class Share:

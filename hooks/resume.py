@@ -41,24 +41,26 @@ def steps_made(optimizers: Sequence[Optimizer]) -> int | None:
     return max(counts, default=None)
 
 
-def first_step(run: Path | str, resume: Resume, optimizers: Sequence[Optimizer]) -> tuple[int, str | None]:
+def first_step(
+    run: Path | str, resume: Resume, optimizers: Sequence[Optimizer], session: int | None = None
+) -> tuple[int, str | None]:
     """The step at which a training goes on, and what is to be noted about it.
 
     Args:
         run: where it is. resume: True, or the step itself.
-        optimizers: with the state of the checkpoint.
+        optimizers: with the state of the checkpoint. session: which begins; other ranks may have begun it.
 
     A step that a loss scaler skipped is a step of the log, but not of the optimizer's counter.
     """
     if resume is not True:
         return int(resume), None
     try:
-        log = Run(run)
+        log = Run(run, None if session is None else session - 1)
     except RunError:  # the writer says what is wrong
         return 0, None
     after_last = log.last_step + 1
     made = steps_made(optimizers)
-    known = [(s["first_step"], s["steps_made"] or 0) for s in log.info.get("starts", [])]
+    known = [(s["first_step"], s["steps_made"] or 0) for s in log.info.get("starts", [])[:session]]
     if made is None or not known:
         return after_last, None
     step, counted = next((start for start in reversed(known) if start[1] <= made), known[0])

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .cadence import Cadence, Every
 from .checkpoint import Source, load_state
-from .distributed import Share, job, joined_session, world
+from .distributed import Share, job, joined, world
 from .environment import describe_environment, describe_optimizers
 from .place import Place
 from .reference import Reference
@@ -152,16 +152,16 @@ def watch(
         info |= {"rank": here.rank, "world": here.size, "job": job()}
     if here.rank and place.is_remote:
         return Watcher(None, place, models, tensors, optimizers, cadence, settings, on_finding, 0, live=live)
-    start, note = first_step(place.source, resume, optimizers) if resumes else (0, None)
+    session, begun = (joined(place.folder, here) if resumes else (0, None)) if here.several else (None, None)
+    start, note = first_step(place.source, resume, optimizers, session) if resumes else (0, None)
+    start = start if begun is None else begun
     info["notes"] += [note] if note else []
     if start and reference == "start":
         info["notes"].append(
             f"resumed at step {start}: drift from there on is measured from the weights at that step"
         )
     info["starts"] = starts(place.source, resume, start, optimizers)
-    joins: dict[str, Any] = {"writer": here.writer} if here.rank else {}
-    if here.rank:
-        joins["session"] = joined_session(place.folder) if resumes else 0
+    joins: dict[str, Any] = {"writer": here.writer, "session": session} if here.several else {}
     log = place.writer(info, resume=resumes, keep=keep, sync_seconds=sync_seconds, **joins)
     share = Share(place.folder, here) if here.several else None
     return Watcher(

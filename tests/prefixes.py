@@ -47,6 +47,9 @@ class Prefix:
     def events(self) -> pd.DataFrame:
         return self._cut(self._run.events())
 
+    def checksums(self) -> pd.DataFrame:
+        return self._cut(self._run.checksums())
+
 
 def judged_prefixes(run: Run, every: int = 10) -> Iterator[tuple[int, list[Finding], list[str]]]:
     """The last step, the findings and the notes of the first `every`, 2 `every`, ... captures."""

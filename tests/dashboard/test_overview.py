@@ -30,6 +30,7 @@ from layerwatch.monitor.findings import CAUSES, Finding
 from layerwatch.monitor.problems import problems
 from tests.dashboard.test_figures import frame
 from tests.dashboard.test_pages import controls, figures, parts, text
+from tests.ranks import parted_run
 
 WIDE = {"theme": "light", "narrow": False}
 
@@ -48,6 +49,14 @@ def vanished(library: Library) -> Finding:
 
 
 # ---- rules and evidence
+
+
+def test_ranks_that_part_are_drawn(tmp_path: Path) -> None:
+    run = parted_run(tmp_path / "parted")
+    (found,) = [f for f in run.findings() if f.problem == "replica_desync"]
+    proof = rule_of("replica_desync").read(case(run, found))
+    (steps, differing), *_ = proof.curves.values()
+    assert list(zip(steps, differing, strict=True)) == [(0, 0), (100, 1), (200, 1)]
 
 
 def test_every_problem_code_has_a_rule_and_a_map() -> None:
@@ -79,6 +88,7 @@ def test_every_problem_code_has_evidence_that_can_be_drawn(
         "data_fault",
         "stale_gradients",
         "over_regularised",
+        "replica_desync",
     }  # what these runs lack
     assert drawn or problem in lacking
 
