@@ -90,7 +90,10 @@ class Capture:
 
     def _divided(self) -> dict[str, Any]:
         """Among several ranks: which tensors are this one's to write, for its description."""
-        return {} if self._share is None else {"shards": self._share.decide(self._tensors)}
+        if self._share is None:
+            return {}
+        before = self._log.info.get("shards", {})
+        return {"shards": {**before, str(self._log.session): self._share.decide(self._tensors)}}
 
     def check_replicas(self, step: int) -> None:
         """Log what tells whether the copies on several ranks are still the same."""

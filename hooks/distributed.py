@@ -104,7 +104,7 @@ class Share:
         self._folder, self.world = folder, here
 
     def decide(self, tensors: Sequence[WatchedTensor]) -> dict[str, Any]:
-        """Mark the tensors that are this rank's to write; returns `shards` for its description."""
+        """Mark the tensors that are this rank's to write; returns its parts, for its description."""
         shards = {}
         elsewhere = self._of_lower_ranks() if self.world.rank else {}
         for tensor in tensors:
@@ -125,7 +125,7 @@ class Share:
         ours = job()
         for writer, info in descriptions(Store(self._folder)).items():
             if rank_of(writer) < self.world.rank and info.get("job") == ours and not info.get("closed"):
-                shards = info.get("shards", {})
+                shards = info.get("shards", {}).get(str(info.get("session")), {})
                 found |= {
                     t["tensor"]: t["shape"] for t in info.get("tensors", []) if t["tensor"] not in shards
                 }

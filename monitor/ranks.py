@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -108,39 +109,42 @@ class Joint:
     """How the rows of several ranks become those of one run.
 
     Attributes:
-        shards: writer -> tensor -> what it holds of it. elements: of every tensor, as a whole.
-        shapes: of the sharded ones.
+        shards: rank and session -> tensor -> what the rank holds of it.
+        elements, shapes: of every tensor, as a whole.
+        adding: session -> ranks whose scalars of `ADDED_SCALARS` count.
     """
 
-    shards: Mapping[str, Mapping[str, Region]] = field(default_factory=dict)
-    elements: Mapping[str, int] = field(default_factory=dict)
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    adding: frozenset[str] = frozenset()  # writers whose scalars of `ADDED_SCALARS` count
+    shards: Mapping[tuple[int, int], Mapping[str, Region]]
+    elements: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    adding: Mapping[int, frozenset[int]]
 
     @classmethod
     def of(cls, told: Mapping[str, Mapping[str, Any]]) -> Joint:
         """From `descriptions`."""
-        shards: dict[str, dict[str, Region]] = {}
+        shards: dict[tuple[int, int], dict[str, Region]] = {}
         elements: dict[str, int] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        adding: set[str] = set()
+        adding: dict[int, set[int]] = {}
         for writer, info in told.items():
-            before = set(elements)
+            rank, before = rank_of(writer), set(elements)
             for entry in info.get("tensors", []):
                 elements.setdefault(entry["tensor"], entry["elements"])
                 shapes.setdefault(entry["tensor"], tuple(entry["shape"]))
-            shards[writer] = {
-                name: Region(tuple(offset), tuple(shape))
-                for name, (offset, shape) in info.get("shards", {}).items()
-            }
-            if shards[writer] or not before or set(elements) - before:
-                adding.add(writer)
-        return cls(shards, elements, shapes, frozenset(adding))
+            for session, regions in info.get("shards", {}).items():
+                held = {name: Region(tuple(offset), tuple(size)) for name, (offset, size) in regions.items()}
+                shards[rank, int(session)] = held
+                if held or not before or set(elements) - before:
+                    adding.setdefault(int(session), set()).add(rank)
+        return cls(shards, elements, shapes, {s: frozenset(ranks) for s, ranks in adding.items()})
 
-    @property
+    @cached_property
     def sharded(self) -> set[str]:
         """The tensors of which ranks hold parts."""
         return {name for regions in self.shards.values() for name in regions}
+
+    def _region(self, rank: int, session: int, tensor: str) -> Region | None:
+        return self.shards.get((rank, session), {}).get(tensor)
 
     def columns(self, table: str, wanted: Sequence[str]) -> list[str]:
         """What has to be read so that `join` can give these columns."""
@@ -220,7 +224,7 @@ class Joint:
 
     def _units(self, rows: pa.Table, owners: NDArray, starts: NDArray) -> dict[str, pa.Array]:
         """Sets of active units: each part's at the place of its rows in the whole."""
-        tensors = rows["tensor"].to_pylist()
+        tensors, sessions = rows["tensor"].to_pylist(), rows["session"].to_pylist()
         sets = rows["active"].to_pylist() if "active" in rows.column_names else [None] * len(tensors)
         found: list[bytes | None] = []
         units: list[int | None] = []
@@ -228,7 +232,7 @@ class Joint:
             shape = self.shapes.get(tensors[first], ())
             union = np.zeros(shape[0] if shape else 0, bool)
             for row in range(first, last):
-                region = self.shards.get(f"r{owners[row]}", {}).get(tensors[row])
+                region = self._region(int(owners[row]), sessions[row], tensors[row])
                 if sets[row] is not None and region is not None:
                     at, many = region.offset[0], region.shape[0]
                     union[at : at + many] |= unpack_active(sets[row], many)
@@ -263,7 +267,7 @@ class Joint:
         whole = np.zeros(self.shapes[tensor])
         filled = 0
         for row in range(first, last):
-            region = self.shards.get(f"r{owners[row]}", {}).get(tensor)
+            region = self._region(int(owners[row]), rows["session"][row].as_py(), tensor)
             if region is None:
                 return None
             filled += int(np.prod(region.shape))
@@ -282,13 +286,16 @@ class Joint:
         lowest = np.minimum.reduceat(owners, starts[:-1])[group] == owners
         codes, words = codes_of(rows["name"])
         adds = np.array([word in ADDED_SCALARS for word in words], bool)[codes]
-        contributes = np.isin(owners, [rank_of(writer) for writer in self.adding])
+        sessions = rows["session"].to_numpy()
+        wanted = np.array([len(self.adding.get(s, ())) for s in sessions.tolist()])
+        pairs = zip(owners.tolist(), sessions.tolist(), strict=True)
+        contributes = np.array([rank in self.adding.get(s, ()) for rank, s in pairs], bool)
         heads = adds & lowest
         if "value" in rows.column_names and adds.any():
             values = numbers(rows, "value").copy()
             squares = np.where(adds & contributes, values, 0.0) ** 2
             seen = np.add.reduceat((adds & contributes).astype(int), starts[:-1])[group]
-            heads &= seen == len(self.adding)
+            heads &= seen == wanted
             values[heads] = np.sqrt(np.add.reduceat(squares, starts[:-1]))[group][heads]
             rows = _with(rows, "value", values)
         return select(rows, (lowest & ~adds) | heads)
@@ -377,7 +384,7 @@ def told_of_ranks(log: Any, info: Mapping[str, Any], alive: Callable[[Any, Any],
                 rank = rank_of(writer)
                 last[rank] = max(last.get(rank, -1), int(np.max(rows["step"].to_numpy())))
     rows = []
-    for rank, step in sorted(last.items()):
+    for rank, step in sorted(last.items())[:size]:  # a training may go on with fewer ranks
         own = told.get(writer_of(rank), {})
         dead = not own or (
             not own.get("closed")
@@ -394,11 +401,13 @@ def told_of_ranks(log: Any, info: Mapping[str, Any], alive: Callable[[Any, Any],
 def told_of_replicas(log: Any) -> pd.DataFrame:
     """See `Run.checksums`."""
     told, frames = Joint.of(descriptions(log.store)), []
-    for writer, rows in log.by_rank("values", ["step", "tensor", "values"], {"kind": [CHECKSUM]}):
+    for writer, rows in log.by_rank("values", ["step", "tensor", "session", "values"], {"kind": [CHECKSUM]}):
         frame = rows.to_pandas().astype({"tensor": "object"})
-        own = told.shards.get(writer, {})
-        frame["rank"] = rank_of(writer)
-        frame["part"] = [str(tuple(own[t].offset)) if t in own else "" for t in frame["tensor"]]
+        rank = rank_of(writer)
+        pairs = zip(frame["session"], frame["tensor"], strict=True)
+        regions = [told.shards.get((rank, s), {}).get(t) for s, t in pairs]
+        frame["rank"] = rank
+        frame["part"] = ["" if region is None else str(region.offset) for region in regions]
         frame["checksum"] = [int(v[0]) for v in frame["values"]]
         frames.append(frame[["step", "tensor", "part", "rank", "checksum"]])
     found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -26,7 +26,9 @@ def parted_run(
     ]  # fmt: skip
     logs = [
         LogWriter(
-            path, {"tensors": tensors, "rank": r, "world": 3, "shards": {}, "host": "made"}, writer=f"r{r}"
+            path,
+            {"tensors": tensors, "rank": r, "world": 3, "shards": {"0": {}}, "host": "made"},
+            writer=f"r{r}",
         )
         for r in range(3)
     ]

@@ -50,7 +50,7 @@ def write(path: Path, whole: np.ndarray, cuts: Cuts, *, missing: set[tuple[int, 
     for rank, (low, high) in enumerate(pairwise(edges)):
         info = {
             "tensors": [entry("w", whole.shape), entry("b", (3, 1))], "rank": rank, "world": len(edges) - 1,
-            "shards": {"w": [[low, 0], [high - low, whole.shape[1]]]},
+            "shards": {"0": {"w": [[low, 0], [high - low, whole.shape[1]]]}},
         }  # fmt: skip
         log = LogWriter(path, info, writer=f"r{rank}")
         log.begin(0)
@@ -128,7 +128,7 @@ def test_a_step_counts_when_all_its_parts_are_there(tmp_path: Path) -> None:
 def test_a_running_rank_is_read_as_far_as_all_are(tmp_path: Path) -> None:
     path = tmp_path / "run"
     infos = [
-        {"tensors": [entry("w", (4, 2))], "rank": r, "world": 2, "shards": {"w": [[2 * r, 0], [2, 2]]}}
+        {"tensors": [entry("w", (4, 2))], "rank": r, "world": 2, "shards": {"0": {"w": [[2 * r, 0], [2, 2]]}}}
         for r in (0, 1)
     ]
     one, two = (LogWriter(path, info, writer=f"r{r}") for r, info in enumerate(infos))

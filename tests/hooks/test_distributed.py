@@ -38,9 +38,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
                 job("fsdp", "clipped-2", clip=0.1, late=True),
                 job("fsdp", "resumed"),
                 job("fsdp", "resumed", resume=True, steps=STEPS + 4),
+                job("fsdp", "regrouped"),
                 job("ddp", "parted-0", part=[1, 0]),
                 job("ddp", "parted-3", part=[1, 3]),
             ]
+        else:
+            jobs.append(job("fsdp", "regrouped", resume=True, steps=STEPS + 4))
         launch(ranks, *jobs)
     return {path.name: Run(path) for path in folder.iterdir()}
 
@@ -161,6 +164,22 @@ def test_a_training_goes_on_with_all_ranks(runs: dict[str, Run]) -> None:
     assert list(run.stats("weight", "inp.bias")["step"]) == [0, 2, 4, 6, 8, 10]
 
 
+def test_a_training_goes_on_with_more_ranks(runs: dict[str, Run]) -> None:
+    """Parts are others from then on."""
+    run, one = runs["regrouped"], runs["resumed"]
+    sound(run)
+    assert list(run.ranks()["rank"]) == [0, 1, 2, 3]
+    for rows in ("weight", "gradient"):
+        assert differences(one.stats(rows), run.stats(rows), 1e-12) == [], rows
+    for tensor in run.names("weight"):
+        for kept, again in zip(one.values(tensor), run.values(tensor), strict=True):
+            np.testing.assert_array_equal(kept, again)
+        both = zip(one.activity("gradient", tensor), run.activity("gradient", tensor), strict=True)
+        for kept, again in both:
+            np.testing.assert_array_equal(kept, again)
+    assert list(run.scalars("grad_norm")["step"]) == list(one.scalars("grad_norm")["step"])
+
+
 def test_ranks_without_a_name_find_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     job = {"kind": "ddp", "run": None, "steps": 3}
@@ -176,7 +195,7 @@ def test_replicas_write_next_to_nothing(runs: dict[str, Run]) -> None:
     rows = {p.name[:2]: len(pd.read_parquet(p)) for p in (path / "stats").iterdir()}
     assert rows["r0"] > 50
     assert rows.get("r1", 0) <= 3  # outputs of the first step's modules
-    assert json.loads((path / "ranks" / "r1.json").read_text())["shards"] == {}
+    assert json.loads((path / "ranks" / "r1.json").read_text())["shards"] == {"0": {}}
 
 
 def test_a_single_bit_changes_a_checksum() -> None:
