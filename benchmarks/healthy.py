@@ -91,6 +91,9 @@ class Part:
     def events(self) -> pd.DataFrame:
         return self.run.events()
 
+    def checksums(self) -> pd.DataFrame:
+        return self.run.checksums()
+
 
 @dataclass(frozen=True)
 class Judged:

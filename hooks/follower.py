@@ -25,6 +25,7 @@ from .origin import of_gradients, of_loss
 from .recorder import Accident, Recorder
 from .scalars import PendingScalars, number_in
 from .settings import Settings
+from .shards import value_of
 from .steps import End, Steps
 from .tensors import WatchedTensor, ready
 
@@ -274,6 +275,7 @@ class Follower:
             step = self.steps.coming
         else:
             step = self.steps.number
+        norm = None if norm is None else value_of(norm)  # one of parts would have to be gathered
         if norm is not None:
             total = self._clipping.total(clipped, norm)
             scale = scaler.scale_in(self._scaling.scaler, self._optimizers, owner.parameter)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.utils.clip_grad as clip_grad
 from torch import Tensor
 
-from .shards import value_of
 from .tensors import WatchedTensor
 
 #: Looked up by every torch clipping function when it is called, so that `from torch.nn.utils import
@@ -40,8 +39,7 @@ def _grouping(tensorlists: Any, *args: Any, **kwargs: Any) -> Any:
 def _norm_of(caller: Any) -> Tensor | None:
     """The L2 norm that `clip_grad_norm_` has computed already (torch 2.6 or newer; else it is not known)."""
     norm = caller.f_locals.get("total_norm")
-    norm = value_of(norm) if isinstance(norm, Tensor) else None
-    if norm is None:  # one of parts would have to be gathered
+    if not isinstance(norm, Tensor):
         return None
     outer = caller.f_back.f_back if caller.f_back is not None else None  # across the no_grad wrapper
     if outer is not None and outer.f_code.co_name == "clip_grad_norm_":

@@ -26,7 +26,7 @@ def number(name: str, value: Any) -> float | Tensor:
             raise TypeError(
                 f"expected a number for {name!r}, got a tensor of shape {tuple(value.shape)}: log its mean"
             )
-        whole = value_of(value.detach())
+        whole = value_of(value.detach()) if hasattr(value, "placements") else value.detach()
         if whole is None:
             raise TypeError(
                 f"expected a number for {name!r}, got one of which every rank holds a part: "

@@ -398,17 +398,18 @@ def told_of_ranks(log: Any, info: Mapping[str, Any], alive: Callable[[Any, Any],
     return frame.astype({"missing_since": "Int64", "pid": "Int64"})
 
 
-def told_of_replicas(log: Any) -> pd.DataFrame:
+def told_of_replicas(log: Any, *, several: bool) -> pd.DataFrame:
     """See `Run.checksums`."""
-    told, frames = Joint.of(descriptions(log.store)), []
-    for writer, rows in log.by_rank("values", ["step", "tensor", "session", "values"], {"kind": [CHECKSUM]}):
-        frame = rows.to_pandas().astype({"tensor": "object"})
+    columns = ["step", "tensor", "part", "rank", "checksum"]
+    rows: list[tuple[int, str, str, int, int]] = []
+    told = Joint.of(descriptions(log.store) if several else {})
+    where = {"kind": [CHECKSUM]}
+    for writer, found in (
+        log.by_rank("values", ["step", "tensor", "session", "values"], where) if several else ()
+    ):
         rank = rank_of(writer)
-        pairs = zip(frame["session"], frame["tensor"], strict=True)
-        regions = [told.shards.get((rank, s), {}).get(t) for s, t in pairs]
-        frame["rank"] = rank
-        frame["part"] = ["" if region is None else str(region.offset) for region in regions]
-        frame["checksum"] = [int(v[0]) for v in frame["values"]]
-        frames.append(frame[["step", "tensor", "part", "rank", "checksum"]])
-    found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    return found.sort_values(["step", "rank"], kind="stable", ignore_index=True) if len(found) else found
+        for row in found.to_pylist():
+            region = told.shards.get((rank, row["session"]), {}).get(row["tensor"])
+            part = "" if region is None else str(region.offset)
+            rows.append((row["step"], row["tensor"], part, rank, int(row["values"][0])))
+    return pd.DataFrame(sorted(rows), columns=columns)

@@ -405,7 +405,7 @@ class Run:
         The sum of a tensor's bits after the step, as integers modulo 2^52: equal on all ranks that hold the
         same. Empty unless several ranks wrote the run.
         """
-        return told_of_replicas(self._log)
+        return told_of_replicas(self._log, several=int(self.info.get("world") or 1) > 1)
 
     def findings(self, baselines: Sequence[Run] | Normal = ()) -> list[Finding]:
         """What is wrong, in which layer, since which step and what to do; root cause first.

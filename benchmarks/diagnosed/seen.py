@@ -27,7 +27,7 @@ class Seen:
         self.run, self.every, self.log_every, self.hidden = run, every, log_every, tuple(hidden)
         self.name, self.info = run.name, run.info
         self.tensors, self.modules, self.events = run.tensors, run.modules, run.events
-        self.scalar_names = run.scalar_names
+        self.scalar_names, self.checksums = run.scalar_names, run.checksums
 
     def scalars(self, name: str) -> pd.DataFrame:
         frame = self.run.scalars(name)

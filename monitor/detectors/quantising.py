@@ -22,8 +22,8 @@ def quantisation_risk(history: History) -> Finding | None:
     """Matrices of which a few outliers take the range of 8-bit integers for themselves.
 
     Symmetric rounding with one scale s = max|w| / 127 has an error of s^2 / 12 on average (uniform within a
-    step; Widrow and Kollar 2008), so SQNR = 12 (127 rms / max|w|)^2. Biases, gains and embeddings are left
-    out: they are usually kept in 16 bits.
+    step; Widrow and Kollar 2008), so SQNR = 12 (127 rms / max|w|)^2. Told apart: biases, gains and
+    embeddings, which are usually kept in 16 bits.
     """
     names = history.names(*MATRICES)
     values = outliers(history, names)
