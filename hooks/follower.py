@@ -19,6 +19,7 @@ from .distributed import CHECK_EVERY, Share
 from .environment import describe_optimizers
 from .guard import Guard
 from .live import LiveCheck
+from .local_gradients import LocalGradients
 from .losses import Losses
 from .manual import BackwardSteps
 from .origin import of_gradients, of_loss
@@ -54,6 +55,7 @@ class Follower:
         self._scaling = scaler.Scaling(guard(self._scaler_stepped))
         self._clipping = gradients.Clipping(tensors)
         self._losses = Losses(models) if settings.log_loss else None
+        self._local = LocalGradients(guard) if settings.local_gradients and share is not None else None
         self._handles: list[Any] = []
         self._late = self._norms_taken = self._armed = False
         self._rates: list[Any] = []
@@ -93,6 +95,8 @@ class Follower:
         self._handles = []
         self._armed, self._alone = False, None
         self.capture.tap.detach()
+        if self._local is not None:
+            self._local.disarm()
         backward.unlisten(self)
         gradients.unlisten(self._clip_listener)
         scaler.unlisten(self._scaling)
@@ -109,6 +113,8 @@ class Follower:
         if wanted != self._armed:
             self._armed = wanted
             (self.capture.tap.arm if wanted else self.capture.tap.disarm)()
+            if self._local is not None:
+                self._local.arm(self._tensors) if wanted else self._local.disarm()
         simple = len(self._optimizers) == 1 and self.steps.complete and not self._late
         busy = wanted or self._manual or self._settings.step_norms or self._scaling.active
         self._alone = self._optimizers[0] if simple and not busy else None
@@ -153,7 +159,7 @@ class Follower:
         if not self.begun:
             self.begun = True
             self.capture.begin(self.steps.number, self._optimizers, initial=self.steps.first == 0)
-            if self._share is not None and not ready(self._tensors):
+            if self._share is not None and not ready(self._tensors) and self._local is None:
                 self._cadence.suspend()  # a replica: another rank writes all of it
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -256,6 +262,8 @@ class Follower:
         cost = self.capture.complete(
             step, self._optimizers, self._cadence.overhead, all_known=all_known, waiting=waiting
         )
+        if self._local is not None:
+            self.scalars.add(step, self._local.take(self._scaling.scale))
         self._cadence.captured(step, cost)
         before = self._live.seconds
         news = self._live.report_if_due(step)

@@ -18,3 +18,4 @@ class Settings:
     anchors: AnchorSketches | None = None
     step_norms: bool = False
     log_loss: bool = False
+    local_gradients: bool = False

@@ -56,6 +56,7 @@ def watch(
     sync_seconds: float = 5.0,
     live: bool = True,
     log_loss: bool = False,
+    local_gradients: bool = False,
 ) -> Watcher:
     """Attach to a training and log it to a run folder.
 
@@ -93,6 +94,8 @@ def watch(
             loses nothing that was captured.
         live: judge the run while it trains, every ten seconds at most and for 1 % of the time at most: each
             new alarm is one line of the logger `layerwatch`, and an event `finding` in the log.
+        local_gradients: among several ranks that average their gradients, each also logs the norm of its own,
+            as scalar `local_grad_norm`: what `Run.noise_scale` needs.
         log_loss: log what backward is called on as `train_loss`: the sum over a step's passes, and for each
             optimizer that trains one of several models as `train_loss/<model>`.
 
@@ -129,6 +132,7 @@ def watch(
         anchors=anchored,
         step_norms=step_norms,
         log_loss=log_loss,
+        local_gradients=local_gradients,
     )
     here, resumes = world(), resume is not False  # 0 is the number of a step
     place = Place.of(run, resume=resumes, here=here)

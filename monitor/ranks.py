@@ -413,3 +413,22 @@ def told_of_replicas(log: Any, *, several: bool) -> pd.DataFrame:
             part = "" if region is None else str(region.offset)
             rows.append((row["step"], row["tensor"], part, rank, int(row["values"][0])))
     return pd.DataFrame(sorted(rows), columns=columns)
+
+
+def noise(log: Any, smoothing: float) -> pd.DataFrame:
+    """See `Run.noise_scale`."""
+    columns, where = ["step", "name", "value"], {"name": ["grad_norm", "local_grad_norm"]}
+    tables = [rows.to_pandas().assign(rank=rank_of(w)) for w, rows in log.by_rank("scalars", columns, where)]
+    rows = pd.concat([t for t in tables if len(t)] or tables[:1])
+    rows["square"] = rows["value"].to_numpy(float) ** 2
+    of = {str(name): frame for name, frame in rows.groupby(rows["name"].astype(str))}
+    own, shared = of.get("local_grad_norm", rows[:0]), of.get("grad_norm", rows[:0])
+    local = own.drop_duplicates(["step", "rank"]).groupby("step")["square"].agg(["mean", "size"])
+    big = shared.sort_values("rank").drop_duplicates("step").set_index("step")["square"]
+    local = local[(local["size"] > 1) & local.index.isin(big.index)]
+    small, ranks, big = local["mean"], local["size"], big.reindex(local.index)
+    signal, spread = (ranks * big - small) / (ranks - 1), (small - big) / (1 - 1 / ranks)
+    found = pd.DataFrame({"signal": signal, "noise": spread}).reset_index()
+    mean = found[["signal", "noise"]].ewm(alpha=1 - smoothing).mean()
+    ratio = mean["noise"] / mean["signal"].where(mean["signal"] > 0)
+    return found.assign(noise_scale=ratio)

@@ -21,7 +21,7 @@ from .derive import POOLED, columns_of, drift_frame, histogram_frame, needed, st
 from .description import describe
 from .frames import Overview
 from .process import alive
-from .ranks import CHECKSUM, told_of_ranks, told_of_replicas, with_others
+from .ranks import CHECKSUM, noise, told_of_ranks, told_of_replicas, with_others
 from .reader import LogReader
 from .scan import Between, Where
 from .schema import KINDS, ROLLUPS
@@ -406,6 +406,23 @@ class Run:
         same. Empty unless several ranks wrote the run.
         """
         return told_of_replicas(self._log, several=int(self.info.get("world") or 1) > 1)
+
+    @_cached
+    def noise_scale(self, smoothing: float = 0.9) -> pd.DataFrame:
+        """How much the gradients of single ranks differ from their mean: needs `watch(local_gradients=True)`.
+
+        Unbiased estimates from the norms of the ranks' own gradients and of their mean (McCandlish et al., An
+        Empirical Model of Large-Batch Training, 2018, appendix A.1), in units of what one rank computes in a
+        step: noise_scale = 4 says that four ranks' batches hold as much noise as signal.
+
+        Args:
+            smoothing: of the running means whose quotient is the scale, in [0, 1); single steps are noisy.
+
+        Returns:
+            step; signal, |G|^2 of the true gradient; noise, the trace of the covariance of a rank's gradient;
+            noise_scale = noise / signal of their running means, NaN where the signal is not above 0.
+        """
+        return noise(self._log, smoothing)
 
     def findings(self, baselines: Sequence[Run] | Normal = ()) -> list[Finding]:
         """What is wrong, in which layer, since which step and what to do; root cause first.

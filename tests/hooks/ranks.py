@@ -7,9 +7,11 @@ the log of a sharded training must then equal that of a plain one, bucket by buc
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerwatch import watch
 
@@ -110,13 +114,14 @@ def pipeline(run: str, steps: int, **options: Any) -> None:
 
 def train(
     kind: str, run: str | None, steps: int, *, clip: float | None = None, late: bool = False,
-    die: list[int] | None = None, part: list[int] | None = None, **options: Any,
+    own: bool = False, at: dict[str, list[int]] | None = None, **options: Any,
 ) -> None:  # fmt: skip
     """One training.
 
     Args:
         kind: see `prepared`. clip: the largest norm of the gradients. late: the optimizer is not told.
-        die, part: rank and step at which a rank ends, or changes a weight of its own.
+        own: each rank has every n-th sample of the batch. at: what happens -> on which rank, at which step:
+            "die", "part" (it changes a weight of its own), "broken" (its loss is infinite).
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     net = Net(12 if "tensor" in kind else 13)
@@ -124,22 +129,52 @@ def train(
         net.norm = nn.Identity()  # type: ignore[assignment]
     model = prepared(kind, net, size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    watcher = watch(model, None if late else optimizer, run=run, **{"every": 2, **options})
-    for step in range(watcher.step if options.get("resume") else 0, steps):
-        x, y = batch(step)
-        loss = nn.functional.cross_entropy(model(x), y)
+    watched = options.pop("watched", True)
+    given = None if late else optimizer
+    watcher = watch(model, given, run=run, **{"every": 2, **options}) if watched else None
+    for step in range(watcher.step if watcher and options.get("resume") else 0, steps):
+        now = [what for what, place in (at or {}).items() if place == [rank, step]]
+        x, y = (whole[rank::size] if own else whole for whole in batch(step))
+        loss = nn.functional.cross_entropy(model(x), y) * torch.tensor(math.inf if "broken" in now else 1.0)
         loss.backward()
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
-        if die == [rank, step]:
+        if "die" in now:
             os._exit(9)
-        if part == [rank, step]:
+        if "part" in now:
             with torch.no_grad():
                 net.out.bias[1] += 1e-3
         optimizer.step()
         optimizer.zero_grad()
-        watcher.log(train_loss=loss)
-    watcher.close()
+        if watcher:
+            watcher.log(train_loss=loss)
+    if watcher:
+        watcher.close()
+
+
+class Sent(TorchDispatchMode):
+    """Counts the collectives that are called, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:  # look at what becomes of it
+            return NotImplemented
+        if "c10d" in func.namespace:
+            self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted(job: dict[str, Any]) -> None:
+    """One training; how often which collective was called goes into `sent.json` below its folder."""
+    folder = Path(job["run"]).parent
+    with Sent() as sent:
+        train(**job)
+    if distributed.get_rank() == 0:
+        with (folder / "sent.json").open("a") as file:
+            file.write(json.dumps(sent.calls, sort_keys=True) + "\n")
 
 
 def launch(ranks: int, *jobs: dict[str, Any], check: bool = True) -> Any:
@@ -156,7 +191,10 @@ def main() -> None:
         distributed.init_process_group("gloo")
     for job in json.loads(sys.argv[1]):
         torch.manual_seed(0)
-        (pipeline if job.pop("pipeline", False) else train)(**job)
+        if job.pop("counted", False):
+            counted(job)
+        else:
+            (pipeline if job.pop("pipeline", False) else train)(**job)
     if several:
         distributed.barrier()
         distributed.destroy_process_group()

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from ranks import launch
+import torch
+from ranks import Net, batch, launch
 
 from layerwatch import Run
 from layerwatch.hooks.distributed import checksums
+from layerwatch.hooks.tensors import Tensors
 
 STEPS = 7
 PARAMETER_KINDS = ("initial_weight", "weight", "gradient", "update", "second_moment", "momentum")
@@ -39,8 +41,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
                 job("fsdp", "resumed"),
                 job("fsdp", "resumed", resume=True, steps=STEPS + 4),
                 job("fsdp", "regrouped"),
-                job("ddp", "parted-0", part=[1, 0]),
-                job("ddp", "parted-3", part=[1, 3]),
+                job("ddp", "parted-0", at={"part": [1, 0]}),
+                job("ddp", "noise", own=True, every=1, local_gradients=True),
+                job("ddp", "parted-3", at={"part": [1, 3]}),
             ]
         else:
             jobs.append(job("fsdp", "regrouped", resume=True, steps=STEPS + 4))
@@ -136,7 +139,7 @@ def test_clipping_and_an_optimizer_that_is_found_later(runs: dict[str, Run]) -> 
 
 
 def test_a_rank_that_dies_is_named(tmp_path: Path) -> None:
-    job = {"kind": "fsdp", "run": tmp_path / "run", "steps": 9, "die": [1, 5]}
+    job = {"kind": "fsdp", "run": tmp_path / "run", "steps": 9, "at": {"die": [1, 5]}}
     done = launch(2, job, check=False)
     assert done.returncode != 0
     run = Run(tmp_path / "run")
@@ -155,6 +158,28 @@ def test_replicas_that_part(runs: dict[str, Run], step: int) -> None:
     assert "out.bias" in finding.layers
     assert finding.first_step == (0 if step == 0 else STEPS - 1)
     assert not [f for f in runs["ddp-2"].findings() if f.problem == "replica_desync"]
+
+
+def test_gradients_of_single_ranks(runs: dict[str, Run]) -> None:
+    """By definition: the first step again, in one process."""
+    run = runs["noise"]
+    sound(run)
+    torch.manual_seed(0)
+    net, (x, y) = Net(), batch(0)
+    own, summed = [], [torch.zeros_like(p) for p in net.parameters()]
+    for rank in (0, 1):
+        loss = torch.nn.functional.cross_entropy(net(x[rank::2]), y[rank::2])
+        gradients = torch.autograd.grad(loss, list(net.parameters()))
+        own.append(sum(float(g.double().square().sum()) for g in gradients))
+        summed = [s + g / 2 for s, g in zip(summed, gradients, strict=True)]
+    both = sum(float(g.double().square().sum()) for g in summed)
+    first = run.noise_scale().iloc[0]
+    assert len(run.noise_scale()) == STEPS
+    assert first["signal"] == pytest.approx(2 * both - sum(own) / 2, rel=1e-5)
+    assert first["noise"] == pytest.approx(2 * (sum(own) / 2 - both), rel=1e-5)
+    assert first["noise_scale"] == pytest.approx(first["noise"] / first["signal"])
+    assert len(run.scalars("grad_norm")) == STEPS
+    assert runs["ddp-2"].noise_scale().empty
 
 
 def test_a_training_goes_on_with_all_ranks(runs: dict[str, Run]) -> None:
@@ -190,6 +215,22 @@ def test_ranks_without_a_name_find_the_same_run(tmp_path: Path, monkeypatch: pyt
         assert len(list(path.rglob("run.json"))) == 1
 
 
+@pytest.mark.parametrize("kind", ["fsdp", "tensor"])
+def test_nothing_is_ever_sent_on_our_account(kind: str, tmp_path: Path) -> None:
+    """Not even when one rank alone has an accident to explain."""
+    job = {
+        "kind": kind, "steps": 6, "clip": 0.1, "late": True, "counted": True, "at": {"broken": [0, 3]},
+    }  # fmt: skip
+    watching = {"every": 1, "step_norms": True, "run": tmp_path / "run"}
+    launch(2, {**job, **watching}, {**job, "watched": False, "run": tmp_path / "none"})
+    watched, alone = (tmp_path / "sent.json").read_text().splitlines()
+    assert watched == alone
+    assert sum(json.loads(alone).values()) > 6
+    run = Run(tmp_path / "run")
+    assert "error" not in set(run.events()["event"])
+    assert any("accident" in str(event) for event in run.events()["event"])
+
+
 def test_replicas_write_next_to_nothing(runs: dict[str, Run]) -> None:
     path = runs["ddp-2"].path
     rows = {p.name[:2]: len(pd.read_parquet(p)) for p in (path / "stats").iterdir()}
@@ -199,10 +240,6 @@ def test_replicas_write_next_to_nothing(runs: dict[str, Run]) -> None:
 
 
 def test_a_single_bit_changes_a_checksum() -> None:
-    import torch
-
-    from layerwatch.hooks.tensors import Tensors
-
     for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.complex64):
         model = torch.nn.Linear(5, 3, dtype=dtype)
         before = checksums(Tensors([model]))
