@@ -121,7 +121,7 @@ def match(
     matched, missing = {}, []
     for tensor in tensors:
         name = next((n for n in tensor.names if n in state), None) or _by_ending(tensor, state, endings)
-        there = None if name is None else _part(state[name], tensor.parameter)
+        there = None if name is None else _part(state[name], tensor)
         if there is None:
             missing.append(tensor.name)
         else:
@@ -129,10 +129,13 @@ def match(
     return matched, missing
 
 
-def _part(there: Tensor, parameter: Tensor) -> Tensor | None:
+def _part(there: Tensor, tensor: WatchedTensor) -> Tensor | None:
     """What corresponds to the part of the parameter that is here; None when it cannot."""
-    if there.shape != parameter.shape:
+    parameter, piece = tensor.parameter, tensor.piece
+    if tuple(there.shape) != tensor.shape:
         return None
+    if piece is not None:
+        return None if is_sharded(there) else there.reshape(-1)[piece.start : piece.start + piece.numel]
     if is_sharded(there):
         same = tuple(there.placements) == tuple(getattr(parameter, "placements", ()))  # type: ignore[attr-defined]
         return local(there) if same else None

@@ -108,15 +108,19 @@ class Share:
         shards = {}
         elsewhere = self._of_lower_ranks() if self.world.rank else {}
         for tensor in tensors:
-            parameter = tensor.parameter
-            if is_sharded(parameter):
+            parameter, piece = tensor.parameter, tensor.piece
+            if piece is not None:
+                tensor.mine = piece.first and piece.numel > 0
+                if tensor.mine:
+                    shards[tensor.name] = [[piece.start], [piece.numel]]
+            elif is_sharded(parameter):
                 tensor.mine = is_first_copy(parameter)
                 region = region_of(parameter) if tensor.mine else None
                 if tensor.mine:
                     nowhere = ([0] * parameter.ndim, [0] * parameter.ndim)  # its sums still add
                     shards[tensor.name] = [list(part) for part in region or nowhere]
             else:
-                tensor.mine = elsewhere.get(tensor.name) != list(parameter.shape)
+                tensor.mine = elsewhere.get(tensor.name) != list(tensor.shape)
         return shards
 
     def _of_lower_ranks(self) -> dict[str, list[int]]:
@@ -148,6 +152,8 @@ def checksums(tensors: Sequence[WatchedTensor]) -> list[tuple[str, float]]:
     names, sums = [], []
     for tensor in tensors:
         parameter = tensor.parameter
+        if tensor.piece is not None:
+            continue
         if is_sharded(parameter) and not any(p.is_replicate() for p in parameter.placements):  # type: ignore[attr-defined]
             continue
         values = local(parameter).detach()

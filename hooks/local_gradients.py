@@ -34,7 +34,7 @@ class LocalGradients:
             return
         for place, tensor in enumerate(tensors):
             parameter = tensor.parameter
-            if parameter.requires_grad and not is_sharded(parameter):
+            if parameter.requires_grad and tensor.piece is None and not is_sharded(parameter):
                 self._handles.append(parameter.register_hook(partial(self._hook, place, parameter)))
 
     def disarm(self) -> None:

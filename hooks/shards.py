@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: Where a part begins in its tensor, and its shape.
 Region = tuple[tuple[int, ...], tuple[int, ...]]
@@ -65,3 +66,36 @@ def region_of(tensor: Tensor) -> Region | None:
         offset[dim] += begin
         shape[dim] = min(chunk, shape[dim] - begin)
     return (tuple(offset), tuple(shape)) if tuple(shape) == tuple(local(tensor).shape) else None
+
+
+class Piece(NamedTuple):
+    """A stretch of a tensor, row by row, that FSDP1 has given to this process."""
+
+    shape: tuple[int, ...]  # of the whole tensor
+    start: int
+    numel: int
+    first: bool  # no other process writes a copy of it
+
+
+def pieces(models: Sequence[nn.Module]) -> dict[int, Piece]:
+    """By id of the parameter: what `FullyShardedDataParallel` (FSDP1) has left here of each.
+
+    It lays the parameters of a unit one after the other, cuts that evenly, and says what it did in attributes
+    of its flat parameter. Without `use_orig_params` the unit itself is the parameter.
+    """
+    found: dict[int, Piece] = {}
+    for module in (m for model in models for m in model.modules()):
+        handle = getattr(module, "_handle", None)
+        flat = getattr(handle, "flat_param", None)
+        if handle is None or flat is None or not handle.uses_sharded_strategy:
+            continue
+        copies = getattr(module, "_inter_node_pg", None)
+        first = copies is None or torch.distributed.get_rank(copies) == 0
+        if flat._params is None:
+            numel = flat._sharded_size.numel()
+            found[id(flat)] = Piece((numel * handle.world_size,), handle.rank * numel, numel, first)
+            continue
+        for parameter, info, shape in zip(flat._params, flat._shard_param_infos, flat._shapes, strict=True):
+            start = info.intra_param_start_idx or 0
+            found[id(parameter)] = Piece(tuple(shape), start, info.numel_in_shard or 0, first)
+    return found

@@ -51,7 +51,9 @@ class AnchorSketches:
         of up to 4,096 elements as they are. What is on an accelerator is copied to the host for it."""
         found = []
         for tensor in tensors:
-            if is_sharded(tensor.parameter):  # a sketch needs to know where in the whole an element is
+            if tensor.piece is not None or is_sharded(
+                tensor.parameter
+            ):  # a sketch needs to know where in the whole an element is
                 continue
             values = parts_of(tensor.weight)
             if values.size > COUNTERS:

@@ -9,6 +9,7 @@ sources are watched, under the names that `named_parameters` gives them:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from .shards import is_sharded, local, summed
+from .shards import Piece, is_sharded, local, pieces, summed
 
 Patterns = str | Sequence[str] | None
 
@@ -53,6 +54,12 @@ class WatchedTensor:
     module_type: str
     names: list[str] = field(default_factory=list)
     mine: bool = True  # this process writes it, or its part of it
+    piece: Piece | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole tensor, wherever its parts are."""
+        return tuple(self.parameter.shape) if self.piece is None else self.piece.shape
 
     @property
     def weight(self) -> Tensor:
@@ -75,8 +82,8 @@ class WatchedTensor:
             "tensor": self.name,
             "names": self.names,
             "role": self.role,
-            "shape": [] if lazy else list(self.parameter.shape),
-            "elements": 0 if lazy else self.parameter.numel(),
+            "shape": [] if lazy else list(self.shape),
+            "elements": 0 if lazy else math.prod(self.shape),
             "dtype": str(self.parameter.dtype).removeprefix("torch."),
             "module": self.module,
             "module_type": self.module_type,
@@ -200,6 +207,7 @@ def watched_tensors(models: Sequence[nn.Module]) -> list[WatchedTensor]:
     """Every parameter once, in order of definition; a tied parameter carries all its names."""
     found: dict[int, WatchedTensor] = {}
     names: dict[str, int] = {}
+    cut = pieces(models)
     for prefix, model in zip(model_names(models), models, strict=True):
         modules = dict(model.named_modules(remove_duplicate=False))
         for raw, parameter in model.named_parameters(remove_duplicate=False):
@@ -211,10 +219,12 @@ def watched_tensors(models: Sequence[nn.Module]) -> list[WatchedTensor]:
                     found[id(parameter)].names.append(name)
                 continue
             owner = raw.rpartition(".")[0]
-            role = role_of(raw, parameter, modules.get(owner))
+            piece = cut.get(id(parameter))
+            shown = parameter if piece is None else torch.empty(piece.shape, device="meta")
+            role = role_of(raw, shown, modules.get(owner))
             module = prefix + canonical(owner + ".").removesuffix(".") if owner else prefix.removesuffix(".")
             kind = type(modules.get(owner)).__name__
-            found[id(parameter)] = WatchedTensor(name, parameter, role, module, kind, [name])
+            found[id(parameter)] = WatchedTensor(name, parameter, role, module, kind, [name], piece=piece)
     return list(found.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..monitor.bins import KEPT
@@ -49,8 +50,8 @@ class Values:
         """Store the values of the small ones at this step if they are affordable, or `always`."""
         if self._last_step == step or not (always or self._used < WEIGHTS_SHARE * self._written):
             return
-        small = [t for t in tensors if 0 < t.parameter.numel() <= MAX_ELEMENTS]
-        cost = sum(VALUE_ROW_BYTES + VALUE_BYTES * t.parameter.numel() for t in small)
+        small = [t for t in tensors if 0 < math.prod(t.shape) <= MAX_ELEMENTS]
+        cost = sum(VALUE_ROW_BYTES + VALUE_BYTES * t.weight.numel() for t in small)
         if not small or not (always or self._used + cost <= WEIGHTS_SHARE * self._written):
             return
         self._log.values([(step, time, t.name, kind, array_of(t.weight)) for t in small])

@@ -233,7 +233,7 @@ class Joint:
             union = np.zeros(shape[0] if shape else 0, bool)
             for row in range(first, last):
                 region = self._region(int(owners[row]), sessions[row], tensors[row])
-                if sets[row] is not None and region is not None:
+                if sets[row] is not None and region is not None and len(region.shape) == len(shape):
                     at, many = region.offset[0], region.shape[0]
                     union[at : at + many] |= unpack_active(sets[row], many)
             known = union.size > 0 and any(sets[row] is not None for row in range(first, last))
@@ -276,7 +276,8 @@ class Joint:
                 if values.size != int(np.prod(region.shape)):
                     return None
                 place = tuple(slice(o, o + n) for o, n in zip(region.offset, region.shape, strict=True))
-                whole[place] = values.reshape(region.shape)
+                target = whole if len(place) == whole.ndim else whole.reshape(-1)  # cut across rows
+                target[place] = values.reshape(region.shape)
         return whole.reshape(-1) if filled == whole.size else None
 
     def _scalars(self, rows: pa.Table, owners: NDArray) -> pa.Table:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -58,6 +58,8 @@ def prepared(kind: str, model: Net, size: int) -> nn.Module:
         mesh = init_device_mesh("cpu", (size,))
         fully_shard(model.inp, mesh=mesh)
         fully_shard(model, mesh=mesh)
+    elif kind == "fsdp1":
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
     elif kind == "hsdp":
         fully_shard(model, mesh=init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("copy", "shard")))
     elif kind == "tensor":

@@ -18,7 +18,7 @@ from layerwatch.hooks.tensors import Tensors
 STEPS = 7
 PARAMETER_KINDS = ("initial_weight", "weight", "gradient", "update", "second_moment", "momentum")
 #: By ranks: with these every operation on an element is that of one process.
-EXACT = {2: ("ddp", "fsdp", "manual"), 4: ("fsdp", "hsdp")}
+EXACT = {2: ("ddp", "fsdp", "fsdp1", "manual"), 4: ("fsdp", "fsdp1", "hsdp")}
 #: With these sums over a matrix are made in another order.
 ROUNDED = {2: ("tensor",), 4: ("fsdp+tensor",)}
 
@@ -85,13 +85,16 @@ def test_the_log_is_that_of_one_process(runs: dict[str, Run], kind: str, ranks: 
     for rows in (*PARAMETER_KINDS, "activation"):
         a, b = one.stats(rows), run.stats(rows)
         assert len(a) == len(b) > 0, rows
-        assert differences(a, b, 1e-12) == [], rows
+        unknown = ["units", "active_units"] if (kind, rows) == ("fsdp1", "gradient") else []
+        assert differences(a, b, 1e-12) == unknown, rows  # FSDP1 cuts across the rows of a matrix
         for tensor in one.names(rows):
             pd.testing.assert_frame_equal(one.histograms(rows, tensor), run.histograms(rows, tensor))
     assert differences(one.drift(), run.drift(), 1e-12) == []
     for tensor in one.names("weight"):
         for kept, again in zip(one.values(tensor), run.values(tensor), strict=True):
             np.testing.assert_array_equal(kept, again)
+        if kind == "fsdp1":
+            continue
         both = zip(one.activity("gradient", tensor), run.activity("gradient", tensor), strict=True)
         for kept, again in both:
             np.testing.assert_array_equal(kept, again)
