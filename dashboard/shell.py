@@ -172,6 +172,11 @@ def headline(library: Library, view: View) -> list[Any]:
     marks: list[Any] = [badge(health)]
     if run.live:
         marks.insert(0, html.Span([html.Span(className="dot"), "live"], className="badge live"))
+    world = int(run.info.get("world") or 1)
+    gone = run.missing_ranks() if world > 1 else ()
+    if len(gone):
+        text = f"{len(gone)} of {world} ranks missing since step {integer(int(gone['missing_since'].min()))}"
+        marks.append(html.Span(text, className="badge warning"))
     line = [f"step {integer(run.last_step)}" if run.last_step >= 0 else "no step yet"]
     line.append(
         "training now"
@@ -180,6 +185,8 @@ def headline(library: Library, view: View) -> list[Any]:
         if run.info.get("closed")
         else f"last sign {age(updated)}"
     )
+    if world > 1:
+        line.append(f"{world} ranks")
     return [
         html.Div([html.H1(view.run), *marks], className="title-row"),
         html.Div(" · ".join([RUN_PAGES.get(view.page, ""), *line]), className="subtitle"),

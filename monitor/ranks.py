@@ -32,7 +32,7 @@ from .store import Store
 FOLDER = "ranks"
 FIRST = "r0"
 #: Whose squares add over ranks: each one logs it of what it writes.
-ADDED_SCALARS = ("grad_norm",)
+ADDED_SCALARS = ("grad_norm", "recorder/grad_norm")
 #: The kind of values that tell whether copies of a tensor are the same on several ranks.
 CHECKSUM = "checksum"
 #: A rank that is so many steps behind the others, and was not closed, counts as missing.
@@ -378,12 +378,7 @@ def told_of_ranks(log: Any, info: Mapping[str, Any], alive: Callable[[Any, Any],
             its number and when it was started, still runs.
     """
     told, size = descriptions(log.store), int(info.get("world") or 1)
-    last = dict.fromkeys(range(size), -1)
-    for table in ("stats", "values", "scalars", "events"):
-        for writer, rows in log.by_rank(table, ["step"]):
-            if rows.num_rows:
-                rank = rank_of(writer)
-                last[rank] = max(last.get(rank, -1), int(np.max(rows["step"].to_numpy())))
+    last = dict.fromkeys(range(size), -1) | {rank_of(w): step for w, step in log.last_steps().items()}
     rows = []
     for rank, step in sorted(last.items())[:size]:  # a training may go on with fewer ranks
         own = told.get(writer_of(rank), {})

@@ -77,6 +77,20 @@ class LogReader(LogFiles):
         """The rows as each rank wrote them: nothing is put together."""
         return self._steady(lambda: self._pieces(name, columns, where or {}, self._cut(name)))
 
+    def last_steps(self) -> dict[str, int]:
+        """By writer, the highest step of any row. Mostly told by the footers."""
+        return self._steady(self._find_last_steps)
+
+    def _find_last_steps(self) -> dict[str, int]:
+        last: dict[str, int] = {}
+        for name in TABLES:
+            read = lambda p, groups: p.values("step", {}, groups, None, extremes=True)  # noqa: E731
+            ends = [(s.writer, v) for s, part in self._each(name) for v in self._guarded(name, part, read)]
+            ends += [(writer, rows["step"].to_pylist()) for writer, rows in self._live(name)]
+            for writer, steps in ends:
+                last[writer] = max([last.get(writer, -1), *steps])
+        return last
+
     @property
     def joint(self) -> Joint | None:
         """How the rows of several ranks become one; None when one process wrote them all."""

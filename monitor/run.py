@@ -443,14 +443,18 @@ class Run:
     def _missing_ranks(self) -> list[str]:
         if not int(self.info.get("world") or 1) > 1:
             return []
-        ranks = self.ranks()
-        gone = ranks[ranks["missing_since"].notna() & (ranks["last_step"] < ranks["last_step"].max())]
+        ranks, gone = self.ranks(), self.missing_ranks()
         sharded = len(self._log.joint.sharded) if self._log.joint is not None else 0
         more = f": without its parts nothing can be said of {sharded} sharded tensors" if sharded else ""
         return [
             f"rank {r.rank} of {len(ranks)} is missing since step {r.missing_since}{more}"
             for r in gone.itertuples()
         ]
+
+    def missing_ranks(self) -> pd.DataFrame:
+        """The rows of `ranks` of those that ended before the others without closing their log."""
+        ranks = self.ranks()
+        return ranks[ranks["missing_since"].notna() & (ranks["last_step"] < ranks["last_step"].max())]
 
     @_cached
     def _find(self, baselines: tuple[Run, ...] | Normal) -> tuple[list[Finding], list[str]]:
