@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+_WHOLE = {Tensor, nn.Parameter}
 #: Where a part begins in its tensor, and its shape.
 Region = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """A DTensor (FSDP2, tensor parallel): this process holds a part of it, or one of several copies."""
+    if type(tensor) in _WHOLE:  # nearly always, and quickly told
+        return False
     return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
 
 

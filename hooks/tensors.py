@@ -64,13 +64,14 @@ class WatchedTensor:
     @property
     def weight(self) -> Tensor:
         """What this process holds of it."""
-        return local(self.parameter)
+        parameter = self.parameter
+        return parameter if type(parameter) is nn.Parameter else local(parameter)
 
     @property
     def gradient(self) -> Tensor | None:
         """The same of its gradient; None too where that is still to be summed over ranks."""
         gradient = self.parameter.grad
-        if gradient is None or not is_sharded(gradient):
+        if gradient is None or type(gradient) is Tensor or not is_sharded(gradient):
             return gradient
         same = tuple(gradient.placements) == tuple(getattr(self.parameter, "placements", ()))  # type: ignore[attr-defined]
         return local(gradient) if same and summed(gradient) else None

@@ -72,6 +72,7 @@ def describe(store: Store) -> tuple[dict[str, Any], str | None]:
         wrong = "is damaged"
     except FileNotFoundError:
         wrong = "is missing"
+        content, info = _of_a_rank(store)
     except StoreError:
         raise
     except OSError as error:
@@ -89,6 +90,17 @@ def describe(store: Store) -> tuple[dict[str, Any], str | None]:
         )
     info.pop("checksum", None)
     return info, None
+
+
+def _of_a_rank(store: Store) -> tuple[bytes, Any]:
+    """What another rank tells of a run that the first one never wrote: content and what is in it."""
+    for name in sorted(store.list("ranks")):
+        try:
+            content = store.read(f"ranks/{name}")
+            return content, json.loads(content)
+        except (OSError, ValueError):
+            continue
+    return b"", None
 
 
 def _no_run(store: Store, wrong: str) -> RunError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -167,9 +168,12 @@ def test_signals_reach_the_script(tmp_path: Path, checkout: Path) -> None:
         assert process.stdout is not None
         while process.stdout.readline() != "3\n":
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
-        assert process.wait() == 9
+        for _ in range(5):  # Python drops an interrupt that comes in a destructor: one presses the keys again
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=20)
+                break
+        assert process.returncode == 9
     assert Run(tmp_path / "run").info["closed"]
 
 

@@ -185,3 +185,13 @@ def test_outliers_of_a_matrix(outlier: float, found: bool) -> None:
     if finding is not None:
         assert finding.severity == "info"
         assert float(finding.evidence["sqnr_db"]) == pytest.approx(measured, abs=0.5)
+
+
+def test_a_run_that_the_first_rank_never_wrote(tmp_path: Path) -> None:
+    log = LogWriter(tmp_path / "run", {"tensors": [entry("w", (2, 2))], "rank": 2, "world": 3}, writer="r2")
+    log.stats(pa.RecordBatch.from_pylist([row(0, "w", np.ones((2, 2)))], GIVEN["stats"]))
+    log.close()
+    run = Run(tmp_path / "run")
+    assert list(run.tensors()["role"]) == ["matrix"]
+    assert list(run.stats("gradient")["norm"]) == [2.0]
+    assert list(run.ranks()["missing_since"].fillna(-1)) == [0, 0, -1]
