@@ -96,7 +96,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "adam_epsilon": (),
     "over_clipping": (),
     "over_regularised": (),
-    "stale_gradients": (),
+    "stale_gradients": ("gradient_underflow",),  # what is left of a gradient says little about its course
     "learning_rate_too_high": (
         "data_fault",
         "bad_init_scale",

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from .errors import RunError, StoreError
 from .files import LogFiles, first_line
+from .joint import Joint
 from .parts import captures_of
-from .ranks import FIRST, Joint, descriptions
+from .ranks import FIRST, descriptions
 from .scan import Between, Part, Where, coded, encoded, keep
 from .schema import FACTORS, ROLLUPS, SCHEMAS, TABLES
 from .sessions import Cut, Start

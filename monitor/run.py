@@ -21,8 +21,9 @@ from .derive import POOLED, columns_of, drift_frame, histogram_frame, needed, st
 from .description import describe
 from .frames import Overview
 from .process import alive
-from .ranks import CHECKSUM, noise, told_of_ranks, told_of_replicas, with_others
+from .ranks import with_others
 from .reader import LogReader
+from .roll_call import CHECKSUM, noise, told_of_ranks, told_of_replicas
 from .scan import Between, Where
 from .schema import KINDS, ROLLUPS
 from .store import Store, store_of

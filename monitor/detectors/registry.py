@@ -22,6 +22,7 @@ FAMILIES = (
     "units",
     "parameters",
     "rates",
+    "layers",
     "precision",
     "scales",
     "data",
