@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
@@ -58,6 +59,11 @@ def prepared(kind: str, model: Net, size: int) -> nn.Module:
         mesh = init_device_mesh("cpu", (size,))
         fully_shard(model.inp, mesh=mesh)
         fully_shard(model, mesh=mesh)
+    elif kind == "fsdp+checkpoint":
+        model.inp = checkpoint_wrapper(model.inp)  # type: ignore[assignment]
+        fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+    elif kind == "fsdp+compile":
+        return torch.compile(fully_shard(model, mesh=init_device_mesh("cpu", (size,))), backend="aot_eager")  # type: ignore[return-value]
     elif kind == "fsdp1":
         return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
     elif kind == "hsdp":

@@ -37,6 +37,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
         if ranks == 2:
             jobs += [
                 {"pipeline": True, "run": folder / "pipeline", "steps": STEPS},
+                job("fsdp+checkpoint", "fsdp+checkpoint"),
+                job("fsdp+compile", "fsdp+compile"),
                 job("fsdp", "clipped-2", clip=0.1, late=True),
                 job("fsdp", "resumed"),
                 job("fsdp", "resumed", resume=True, steps=STEPS + 4),
@@ -118,6 +120,17 @@ def test_tensor_parallel(runs: dict[str, Run], kind: str, ranks: int) -> None:
     np.testing.assert_allclose(
         one.scalars("grad_norm")["value"], run.scalars("grad_norm")["value"], rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("kind", ["fsdp+checkpoint", "fsdp+compile"])
+def test_what_people_do_to_sharded_networks(runs: dict[str, Run], kind: str) -> None:
+    one, run = runs["plain"], runs[kind]
+    sound(run)
+    for rows in PARAMETER_KINDS:
+        assert differences(one.stats(rows), run.stats(rows), 1e-12) == [], rows
+    seen = [] if kind == "fsdp+compile" else list(one.stats("activation")["norm"])
+    assert list(run.stats("activation")["norm"]) == seen
+    assert any("cannot be seen" in note for note in run.info["notes"]) == (kind == "fsdp+compile")
 
 
 def test_a_pipeline_is_the_union_of_its_stages(runs: dict[str, Run]) -> None:
