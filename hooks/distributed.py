@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,9 +65,11 @@ def job() -> str:
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if names:
         return f"{names[0]}/{again}"
+    place = f"{os.environ.get('MASTER_ADDR') or socket.gethostname()}/{os.environ.get('MASTER_PORT', '')}"
+    if "TORCHELASTIC_RUN_ID" not in os.environ and {"lightning", "pytorch_lightning"} & set(sys.modules):
+        return place  # there the first rank starts the others, at a port that was free
     parent = os.getppid()
-    port = os.environ.get("MASTER_PORT", "")
-    return f"{socket.gethostname()}/{port}/{parent}/{started(parent)}/{again}"
+    return f"{place}/{parent}/{started(parent)}/{again}"
 
 
 def unnamed_run() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -474,3 +475,17 @@ def test_it_can_be_pickled(tmp_path: Path) -> None:
     trainer(tmp_path, callback, max_epochs=1).fit(Net(), loader())
     assert steps_of(tmp_path / "run") == [0, 2, 3]
     assert callback.state_key == "LayerwatchCallback"
+
+
+def test_two_processes_that_the_trainer_starts(tmp_path: Path) -> None:
+    """Without a name for the run, and without a launcher that names the job."""
+    here = Path(__file__).parent
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here}"}
+    script = here / "lightning_ranks.py"
+    subprocess.run([sys.executable, "-W", "ignore", script], cwd=tmp_path, env=env, check=True, timeout=150)
+    (path,) = (tmp_path / "runs").iterdir()
+    run = Run(path)
+    assert list(run.ranks()["last_step"]) == [3, 3]
+    assert set(run.stats("weight").groupby("tensor").size()) == {4}
+    assert run.checksums().groupby(["step", "tensor"])["checksum"].nunique().max() == 1
+    assert not [p for p in (path / "stats").iterdir() if p.name.startswith("r1") and len(pd.read_parquet(p))]
