@@ -161,10 +161,13 @@ def test_signals_reach_the_script(tmp_path: Path, checkout: Path) -> None:
         .replace('print("loss"', 'except KeyboardInterrupt:\n  time.sleep(0.1)\n  sys.exit(9)\nprint("loss"'),
     )
     command = [sys.executable, "-m", "layerwatch", "run", "--run", "run", "script.py", "1000000"]
+    # Shells let what they start in the background ignore interrupts, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
     ) as process:  # fmt: skip
+        signal.signal(signal.SIGINT, before)
         assert process.stdout is not None
         while process.stdout.readline() != "3\n":
             assert process.poll() is None
