@@ -99,7 +99,7 @@ class Capture:
         """Log what tells whether the copies on several ranks are still the same."""
         now = time.time()
         with torch.no_grad():
-            rows = [(step, now, name, "checksum", [value]) for name, value in checksums(self._tensors)]
+            rows = [(step, now, name, "checksum", sums) for name, sums in checksums(self._tensors)]
         self._log.values(rows)
 
     def _say(self, step: int, notes: Sequence[str]) -> None:

@@ -147,12 +147,13 @@ class Share:
         return found
 
 
-def checksums(tensors: Sequence[WatchedTensor]) -> list[tuple[str, float]]:
+def checksums(tensors: Sequence[WatchedTensor]) -> list[tuple[str, list[float]]]:
     """The sum of the bits of every tensor that other ranks may hold as well, as integers modulo 2^52.
 
-    A single differing bit changes it. One copy from an accelerator for all of them.
+    A single differing bit changes it. One copy from an accelerator for all of them. Behind the sum, of a part
+    of a tensor: where it begins.
     """
-    names, sums = [], []
+    names, places, sums = [], [], []
     for tensor in tensors:
         parameter = tensor.parameter
         if tensor.piece is not None:
@@ -162,11 +163,14 @@ def checksums(tensors: Sequence[WatchedTensor]) -> list[tuple[str, float]]:
         values = local(parameter).detach()
         if values.layout is not torch.strided or not values.numel() or values.is_meta:
             continue
+        region = region_of(parameter) if is_sharded(parameter) else None
         names.append(tensor.name)
+        places.append(region[0] if region else ())
         sums.append(_bits(values).sum(dtype=torch.int64))
     if not sums:
         return []
-    return [(n, float(int(s) % MODULUS)) for n, s in zip(names, torch.stack(sums).tolist(), strict=True)]
+    found = zip(names, torch.stack(sums).tolist(), places, strict=True)
+    return [(name, [float(value % MODULUS), *map(float, place)]) for name, value, place in found]
 
 
 def _bits(values: torch.Tensor) -> torch.Tensor:

@@ -152,6 +152,11 @@ def watch(
         "notes": _notes(models, tensors, activations, anchors is not None),
     }
     refuse_a_second(tensors)
+    if here.several and keep != "full":
+        keep = "full"
+        info["notes"].append(
+            "every capture is kept: old ones cannot be merged before all ranks are read together"
+        )
     if here.several:
         info |= {"rank": here.rank, "world": here.size, "job": job()}
     if here.rank and place.is_remote:

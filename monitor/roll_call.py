@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from .joint import Joint
 from .ranks import descriptions, rank_of, writer_of
 
 #: The kind of values that tell whether copies of a tensor are the same on several ranks.
@@ -45,16 +44,12 @@ def told_of_replicas(log: Any, *, several: bool) -> pd.DataFrame:
     """See `Run.checksums`."""
     columns = ["step", "tensor", "part", "rank", "checksum"]
     rows: list[tuple[int, str, str, int, int]] = []
-    told = Joint.of(descriptions(log.store) if several else {})
     where = {"kind": [CHECKSUM]}
-    for writer, found in (
-        log.by_rank("values", ["step", "tensor", "session", "values"], where) if several else ()
-    ):
-        rank = rank_of(writer)
+    for writer, found in log.by_rank("values", ["step", "tensor", "values"], where) if several else ():
         for row in found.to_pylist():
-            region = told.shards.get((rank, row["session"]), {}).get(row["tensor"])
-            part = "" if region is None else str(region.offset)
-            rows.append((row["step"], row["tensor"], part, rank, int(row["values"][0])))
+            value, *place = map(int, row["values"])
+            part = str(tuple(place)) if place else ""
+            rows.append((row["step"], row["tensor"], part, rank_of(writer), value))
     return pd.DataFrame(sorted(rows), columns=columns)
 
 

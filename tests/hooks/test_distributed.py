@@ -44,6 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
                 job("fsdp", "resumed", resume=True, steps=STEPS + 4),
                 job("fsdp", "regrouped"),
                 job("ddp", "parted-0", at={"part": [1, 0]}),
+                job("fsdp", "rolled", keep="rollup"),
                 job("ddp", "noise", own=True, every=1, local_gradients=True),
                 job("ddp", "parted-3", at={"part": [1, 3]}),
             ]
@@ -173,7 +174,8 @@ def test_replicas_that_part(runs: dict[str, Run], step: int) -> None:
     assert finding.severity == "warning"
     assert "out.bias" in finding.layers
     assert finding.first_step == (0 if step == 0 else STEPS - 1)
-    assert not [f for f in runs["ddp-2"].findings() if f.problem == "replica_desync"]
+    for sound_one in ("ddp-2", "hsdp-4", "fsdp-4", "fsdp+tensor-4"):
+        assert not [f for f in runs[sound_one].findings() if f.problem == "replica_desync"]
 
 
 def test_gradients_of_single_ranks(runs: dict[str, Run]) -> None:
@@ -203,6 +205,11 @@ def test_a_training_goes_on_with_all_ranks(runs: dict[str, Run]) -> None:
     sound(run)
     assert list(run.sessions()["first_step"]) == [0, STEPS]
     assert list(run.stats("weight", "inp.bias")["step"]) == [0, 2, 4, 6, 8, 10]
+
+
+def test_no_capture_of_several_ranks_is_merged_away(runs: dict[str, Run]) -> None:
+    assert runs["rolled"].info["keep"] == "full"
+    assert any("every capture is kept" in note for note in runs["rolled"].info["notes"])
 
 
 def test_a_training_goes_on_with_more_ranks(runs: dict[str, Run]) -> None:
@@ -266,4 +273,4 @@ def test_a_single_bit_changes_a_checksum() -> None:
             flat.view(torch.uint8).view(-1)[0] ^= 1
         after = checksums(Tensors([model]))
         assert after[0] == before[0]
-        assert abs(after[1][1] - before[1][1]) == 1
+        assert abs(after[1][1][0] - before[1][1][0]) == 1
