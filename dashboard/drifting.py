@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .figures.depth import block_of
+from ..monitor.weights.names import block_of
 from .figures.grid import Grid, build, natural
 from .quantities import LEAST_POINTS, MOST_POINTS, ROWS
 from .text import integer, number, share

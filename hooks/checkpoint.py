@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import weakref
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from .shards import is_sharded, local, region_of
 from .tensors import WatchedTensor, canonical
+
+#: What torch says of a pickle that names something else than tensors.
+_CODE = re.compile(r"GLOBAL (\S+) was not an allowed global")
 
 Source = str | Path | Mapping[str, Any] | None
 
@@ -49,12 +53,13 @@ class State:
     file: MappedFile | None = None
 
 
-def load_state(source: Source) -> State:
+def load_state(source: Source, names: Callable[[str], str] = canonical) -> State:
     """A reference as tensors by name.
 
     Args:
         source: a state_dict, or the path of a .safetensors, .pt, .pth or .bin file (read with
             weights_only=True). Below "state_dict", "model_state_dict" or "model" is looked into as well.
+        names: what the tensors' names become.
 
     Raises:
         TypeError: it is neither.
@@ -70,7 +75,7 @@ def load_state(source: Source) -> State:
             state = state[key]
             break
     named = state.items() if isinstance(state, Mapping) else ()
-    tensors = {canonical(k): v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
+    tensors = {names(k): v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise ValueError(
             "expected a reference that maps names to tensors, got none: pass model.state_dict() or its file"
@@ -84,7 +89,7 @@ def _read_checkpoint(path: Path) -> tuple[Any, MappedFile | None]:
             f'expected reference="start", None, a state_dict or a checkpoint file, got {str(path)!r}: '
             "no such file"
         )
-    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
         raise ValueError(f"expected a .safetensors, .pt or .bin checkpoint as reference, got {path.name!r}")
     try:
         file = MappedFile(path)
@@ -97,7 +102,9 @@ def _read_checkpoint(path: Path) -> tuple[Any, MappedFile | None]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         return state, file if mapped else None
     except Exception as error:  # every kind of damage has its own type of error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        code = _CODE.search(str(error))
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = f"it asks to run {code[1]}, code that is never run" if code else first
         raise ValueError(
             f"expected a checkpoint that holds tensors only, but {path} cannot be read ({reason:.120}): "
             "save model.state_dict()"

@@ -20,27 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from ..monitor.weights.names import canonical
 from .shards import Piece, is_sharded, local, pieces, summed
 
 Patterns = str | Sequence[str] | None
-
-#: Parts that wrappers put into names: DDP and EMA copies, compile, FSDP, checkpointing, Lightning; then PEFT:
-#: the model, a layer beside its adapter, the trained copy of a module.
-_WRAPPERS = re.compile(
-    r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
-    r"|base_model\.model|base_layer|modules_to_save\.\w+)\."
-)
-
-
-def canonical(name: str) -> str:
-    """A parameter's name without what wrappers add.
-
-    >>> canonical("module._orig_mod.layers.0.weight")
-    'layers.0.weight'
-    >>> canonical("base_model.model.layers.0.base_layer.weight")
-    'layers.0.weight'
-    """
-    return _WRAPPERS.sub("", name)
 
 
 @dataclass

@@ -18,3 +18,7 @@ class StoreError(RunError):
     def __init__(self, message: str, *, lasting: bool = False) -> None:
         super().__init__(message)
         self.lasting = lasting
+
+
+class WeightsError(ValueError):
+    """A weight file or state cannot be read, or holds something else than what is asked for."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -68,16 +67,6 @@ def slope_sentence(found: Slope, what: str, step: int, backward: bool) -> str:
         f"At step {integer(step)} the {what} {verb} from {way} by {number(abs(found.per_layer))} decades a "
         f"layer, {number(abs(found.decades))} over {found.layers} layers: {name}."
     )
-
-
-def block_of(name: str) -> str:
-    """The block of a tensor: its name up to the first number (encoder.layer.3), else its first part.
-
-    >>> block_of("encoder.layer.3.attention.query.weight"), block_of("head.weight"), block_of("w")
-    ('encoder.layer.3', 'head', 'w')
-    """
-    found = re.match(r"(?:[^.]+\.)*?\d+(?=\.|$)", name)
-    return found.group() if found else name.split(".")[0]
 
 
 def he(shape: Sequence[int]) -> float:

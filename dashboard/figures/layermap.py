@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ...monitor.weights.names import block_of
 from ..text import integer, short
 from .base import packed, step_axis
 from .cells import HIGH, LOW, cells, to_z
-from .depth import block_of
 from .grid import Grid, limits, pool, scaled
 from .profile import Guide, profile_axis, profile_column, profiles
 from .theme import Figure, Style, margin_bar, message, translucent

@@ -1,0 +1,81 @@
+"""Torch's state_dicts and checkpoints as `monitor.weights` reads them."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..monitor.errors import WeightsError
+from ..monitor.weights import STORAGE, Entry, Weights
+from .checkpoint import load_state
+from .shards import is_sharded
+
+#: Types that numpy lacks: seen as integers of the same size.
+_AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
+_DONT_NEED = 4  # MADV_DONTNEED
+_PAGE = 4096
+
+
+class StateWeights(Weights):
+    """A state_dict, or a checkpoint that holds one.
+
+    Args:
+        state: names -> tensors, on any device; below "state_dict", "model_state_dict" or "model" is looked
+            into as well. A path: of a file that torch.save wrote, read with weights_only=True.
+
+    Raises:
+        WeightsError: it holds no tensors, or something else than tensors, or it is damaged.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | str | Path, label: str | None = None) -> None:
+        is_path = isinstance(state, str | Path)
+        super().__init__(label or (str(state) if is_path else "state_dict"))
+        try:
+            loaded = load_state(state, names=str)
+        except (TypeError, ValueError) as error:
+            raise WeightsError(str(error)) from None
+        self._mapped = loaded.file is not None and sys.platform == "linux"
+        self._tensors: dict[str, Tensor] = {}
+        for name, tensor in loaded.tensors.items():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            if why := _unreadable(tensor, kind):
+                self.problems[name] = why
+            else:
+                self.entries[name] = Entry(name, tuple(tensor.shape), kind)
+                self._tensors[name] = tensor.detach()
+
+    def stored(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        whole = self._tensors[name]
+        if whole.is_complex():
+            whole = torch.view_as_real(whole.resolve_conj())
+        part = whole.reshape(-1)[start:stop]
+        kept = part.view(_AS_INTEGERS.get(part.dtype, part.dtype)).cpu().numpy()
+        kept = kept.view(STORAGE[self.entries[name].dtype])
+        if not self._mapped or not whole.is_contiguous():
+            return kept
+        kept = kept.copy()
+        _forget(part)
+        return kept
+
+
+def _unreadable(tensor: Tensor, kind: str) -> str:
+    if is_sharded(tensor):
+        return "it is one rank's part of a sharded tensor: gather the full state_dict first"
+    if tensor.layout is not torch.strided or tensor.is_quantized or kind not in STORAGE:
+        return f"packed elements of type {kind} ({tensor.layout}) cannot be read one by one"
+    return "it has no data (device meta)" if tensor.device.type == "meta" else ""
+
+
+def _forget(part: Tensor) -> None:
+    """Give back the memory that pages of a mapped file take: they are read again when asked for again."""
+    begin = -(-part.data_ptr() // _PAGE) * _PAGE
+    size = (part.data_ptr() + part.nbytes - begin) // _PAGE * _PAGE
+    if size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _DONT_NEED)
