@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from .zero_code import add_arguments, prepare
+
+
+#: The modules of commands that are not in `commands`.
+_HOMES: dict[str, str] = {}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -237,9 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "run":
             work = prepare(options)
         else:
-            from . import commands
-
-            code = getattr(commands, options.command.replace("-", "_"))(options)
+            home = importlib.import_module(f".{_HOMES.get(options.command, 'commands')}", __package__)
+            code = getattr(home, options.command.replace("-", "_"))(options)
             sys.stdout.flush()  # here, where a reader that has gone is no error
             return code
     except (ValueError, OSError, ModuleNotFoundError) as error:
