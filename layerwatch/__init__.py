@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .dashboard import show
     from .hooks import StopTraining, Watcher, watch
     from .monitor import Finding, Run, RunError, export, open_runs
+    from .weights import open_adapted
 
 _OWNERS = {
     "Finding": "monitor",
@@ -29,13 +30,25 @@ _OWNERS = {
     "StopTraining": "hooks",
     "Watcher": "hooks",
     "export": "monitor",
+    "open_adapted": "weights",
     "open_runs": "monitor",
     "show": "dashboard",
     "watch": "hooks",
 }
 
 __version__ = "0.1.0"
-__all__ = ["Finding", "Run", "RunError", "StopTraining", "Watcher", "export", "open_runs", "show", "watch"]
+__all__ = [
+    "Finding",
+    "Run",
+    "RunError",
+    "StopTraining",
+    "Watcher",
+    "export",
+    "open_adapted",
+    "open_runs",
+    "show",
+    "watch",
+]
 
 
 def __getattr__(name: str) -> Any:

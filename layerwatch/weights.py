@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from .monitor.errors import WeightsError
-from .monitor.weights import ArrayWeights, Weights, open_path
+from .monitor.weights import Adapted, ArrayWeights, Weights, adapter_of, applied, open_path
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -40,6 +41,31 @@ def open_weights(source: Any) -> Weights:
     from .hooks.weights import StateWeights
 
     return StateWeights(source)
+
+
+def open_adapted(base: Any, adapter: Any, *, alpha: float | None = None, name: str | None = None) -> Adapted:
+    """A base model and its LoRA adapter as one state: W0 + scale * B A, computed where it is asked for.
+
+    Args:
+        base, adapter: as `open_weights` takes them; a PEFT folder; a checkpoint that holds both, given twice.
+        alpha: LoRA's alpha, where no adapter_config.json is beside the adapter: the scale is alpha / r.
+        name: which adapter, where a checkpoint holds several.
+
+    Raises:
+        WeightsError: one of them cannot be read, or nothing of the adapter can be applied. What can be is
+            applied, and `problems` lists the rest.
+    """
+    with ExitStack() as opened:
+        trained = opened.enter_context(open_weights(adapter))
+        found = adapter_of(trained, alpha=alpha, name=name)
+        if found is None:
+            raise WeightsError(
+                f"expected an adapter (lora_A and lora_B, or lora_down and lora_up), got {trained.label}"
+            )
+        whole = trained if base is adapter else opened.enter_context(open_weights(base))
+        together = applied(whole, found)
+        opened.pop_all()  # they stay open as long as what they are together
+    return together
 
 
 def _torch_file(path: Path) -> Weights:

@@ -68,7 +68,7 @@ def open_path(path: str | Path, readers: Mapping[str, Reader] | None = None) -> 
             f"expected a weight file ({', '.join(SUFFIXES)}), the index of a sharded one, or a folder with "
             f"one, got {path.name}"
         )
-    return known[path.suffix](path)
+    return _with_config(known[path.suffix](path), path)
 
 
 def _folder(path: Path, known: Mapping[str, Reader]) -> Weights:
@@ -83,9 +83,26 @@ def _folder(path: Path, known: Mapping[str, Reader]) -> Weights:
     elif found.name.endswith(".index.json"):
         opened = _indexed(found, known)
     else:
-        opened = known[found.suffix](found) if found.suffix in known else open_path(found, known)
+        opened = open_path(found, known)
     opened.label = str(path)
     return opened
+
+
+def _with_config(weights: Weights, path: Path) -> Weights:
+    """An adapter's file with what the adapter_config.json beside it says, as PEFT saves it: in metadata."""
+    beside = path.parent / "adapter_config.json"
+    if path.stem == "adapter_model" and beside.is_file():
+        try:
+            config = json.loads(beside.read_bytes())
+        except (OSError, ValueError):
+            config = None
+        if isinstance(config, dict):
+            weights.metadata = weights.metadata | {"adapter_config": config}
+        else:
+            weights.problems[beside.name] = (
+                "expected a JSON object, but it is damaged: save the adapter again"
+            )
+    return weights
 
 
 def _indexed(path: Path, known: Mapping[str, Reader]) -> Weights:
