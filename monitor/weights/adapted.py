@@ -233,6 +233,9 @@ class Adapted(Weights):
             _finite(product.stable_rank), product.singular_values.tolist(),
         )  # fmt: skip
 
+    def __enter__(self) -> Adapted:
+        return self
+
     def close(self) -> None:
         self.base.close()
         self.adapter.weights.close()

@@ -96,7 +96,7 @@ def assert_is(weights: Weights, state: dict[str, torch.Tensor], names: Callable[
 @pytest.mark.parametrize("case", CASES)
 def test_an_adapter_is_what_peft_merges(case: str, tmp_path: Path) -> None:
     base, model = trained(case)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     merged = model.merge_and_unload().state_dict()
     with open_adapted(base, tmp_path) as found:
         assert found.problems == {}
@@ -280,7 +280,7 @@ def test_what_is_not_covered_is_told(config: dict[str, Any], words: str, tmp_pat
 
 def test_other_methods_of_peft_are_told(tmp_path: Path) -> None:
     config: PeftConfig = IA3Config(target_modules=["lin"], feedforward_modules=[])
-    get_peft_model(Net(), config).save_pretrained(tmp_path)
+    get_peft_model(Net(), config).save_pretrained(str(tmp_path))
     with pytest.raises(WeightsError, match="type IA3"):
         open_adapted(Net(), tmp_path)
 
@@ -288,7 +288,7 @@ def test_other_methods_of_peft_are_told(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_told_and_the_rest_applied(tmp_path: Path) -> None:
     base, model = trained("every kind")
     state = {n: t.clone() for n, t in base.state_dict().items()}
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     file = tmp_path / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(file)
     del tensors["base_model.model.conv.lora_B.weight"]
