@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .dashboard import show
     from .hooks import StopTraining, Watcher, watch
-    from .monitor import Finding, Run, RunError, export, open_runs
-    from .weights import open_adapted
+    from .monitor import Finding, Run, RunError, WeightsError, export, open_runs
+    from .weights import drift, open_adapted, open_weights
 
 _OWNERS = {
     "Finding": "monitor",
@@ -29,9 +29,12 @@ _OWNERS = {
     "RunError": "monitor",
     "StopTraining": "hooks",
     "Watcher": "hooks",
+    "WeightsError": "monitor",
+    "drift": "weights",
     "export": "monitor",
     "open_adapted": "weights",
     "open_runs": "monitor",
+    "open_weights": "weights",
     "show": "dashboard",
     "watch": "hooks",
 }
@@ -43,9 +46,12 @@ __all__ = [
     "RunError",
     "StopTraining",
     "Watcher",
+    "WeightsError",
+    "drift",
     "export",
     "open_adapted",
     "open_runs",
+    "open_weights",
     "show",
     "watch",
 ]

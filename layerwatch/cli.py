@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from . import drift_command
 from .zero_code import add_arguments, prepare
 
-
 #: The modules of commands that are not in `commands`.
-_HOMES: dict[str, str] = {}
+_HOMES = {"drift": "drift_command"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -126,6 +126,13 @@ def build_parser() -> argparse.ArgumentParser:
         "layerwatch run --run runs/exp1 train.py --lr 0.1",
     )  # fmt: skip
     add_arguments(run)
+
+    drift_command.add_arguments(
+        command(
+            "drift", "say how far each layer has moved between two runs, weight files or folders",
+            "layerwatch drift base/model.safetensors tuned/ --by block",
+        )
+    )  # fmt: skip
 
     calibrate = command(
         "calibrate", "learn from a project's healthy runs what is normal, for `check --baseline`",

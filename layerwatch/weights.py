@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .monitor import Run
 from .monitor.errors import WeightsError
-from .monitor.weights import Adapted, ArrayWeights, Weights, adapter_of, applied, open_path
+from .monitor.spool import is_url
+from .monitor.weights import Adapted, ArrayWeights, Weights, adapter_of, applied, effective, open_path
+
+if TYPE_CHECKING:
+    from .monitor.weights.from_runs import RunAt
+    from .monitor.weights.report import Drift
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -66,6 +72,76 @@ def open_adapted(base: Any, adapter: Any, *, alpha: float | None = None, name: s
         together = applied(whole, found)
         opened.pop_all()  # they stay open as long as what they are together
     return together
+
+
+def drift(
+    a: Any,
+    b: Any,
+    *,
+    run: Run | str | Path | None = None,
+    alpha: float | None = None,
+    spectrum: bool = False,
+    seconds: float = 60.0,
+    advance: Callable[[str], None] | None = None,
+) -> Drift:
+    """How far has each layer moved from `a` to `b`?
+
+    Args:
+        a, b: anything that `open_weights` takes; b may be an adapter of a, compared as if merged; or a run:
+            its folder, its URL, a `Run`, or one at a step: "runs/exp1@500", "runs/exp1@start", (run, 500). A run alone is taken at its last capture.
+        run: the training that made b of a: its logged updates tell how far they could reach.
+        alpha: LoRA's, where neither a file nor the adapter_config.json beside it tells it.
+        spectrum: also the singular values and vectors of matrices, for at most so many `seconds`.
+        advance: called with the name of each tensor that is done.
+
+    Raises:
+        WeightsError, RunError: one of them cannot be read at all. What cannot be read of the others is
+            listed in `not_compared`.
+
+    Examples:
+        >>> import numpy as np
+        >>> before = {"fc.weight": np.array([[3.0, 4.0]])}
+        >>> drift(before, {"fc.weight": np.array([[3.0, 4.5]])}).tensors["relative_l2"].tolist()
+        [0.1]
+    """
+    from .monitor.weights.from_runs import RunAt, compare_runs
+    from .monitor.weights.report import compare_weights
+    from .monitor.weights.yardstick import reaches
+
+    with ExitStack() as opened:
+        one, two = _state(a, opened), _state(b, opened)
+        reached = None if run is None else reaches(run if isinstance(run, Run) else Run(run))
+        if isinstance(one, RunAt) or isinstance(two, RunAt):
+            found = compare_runs(one, two, reached)
+            if spectrum:
+                found.notes.append("singular values take weight files: a run's log holds no matrices")
+            return found
+        one = effective(one, alpha=alpha)
+        two = effective(two, one, alpha=alpha)
+        return compare_weights(one, two, spectrum=spectrum, seconds=seconds, reaches=reached, advance=advance)
+
+
+def _state(source: Any, opened: ExitStack) -> RunAt | Weights:
+    from .monitor.weights.from_runs import RunAt
+
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Run | str | Path):
+        run, step = source
+        return RunAt.of(run if isinstance(run, Run) else Run(run), step)
+    if isinstance(source, Run):
+        return RunAt.of(source)
+    if isinstance(source, str | Path):
+        path, at, step = str(source).rpartition("@")
+        if _is_run(str(source)):
+            return RunAt.of(Run(source))
+        if at and _is_run(path):
+            return RunAt.of(Run(path), step)
+    if isinstance(source, Weights):  # whoever opened it closes it
+        return source
+    return opened.enter_context(open_weights(source))
+
+
+def _is_run(path: str) -> bool:
+    return (is_url(path) and "@" not in path) or (Path(path) / "run.json").is_file()
 
 
 def _torch_file(path: Path) -> Weights:

@@ -1,7 +1,7 @@
 """The log and what it means: numpy, pandas and pyarrow only. Imports neither torch nor dash."""
 
 from .compact import compact
-from .errors import RunError, RunExistsError, StoreError
+from .errors import RunError, RunExistsError, StoreError, WeightsError
 from .export import export, tidy
 from .findings import SEVERITIES, Finding, find
 from .log import LogWriter
@@ -21,6 +21,7 @@ __all__ = [
     "RunExistsError",
     "StoreError",
     "Summary",
+    "WeightsError",
     "bucket_edges",
     "compact",
     "export",

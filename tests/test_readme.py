@@ -69,7 +69,7 @@ def test_the_healthy_example_has_no_alarm(folder: Path) -> None:
 
 def test_commands_run(folder: Path) -> None:
     commands = [c for c in _commands("bash") if c.startswith("layerwatch")]
-    assert {c.split()[1] for c in commands} == {"dashboard", "check", "explain", "runs", "export"}
+    assert {c.split()[1] for c in commands} == {"dashboard", "check", "explain", "runs", "export", "drift"}
     shutil.copytree(folder / "runs" / "exp1", folder / "runs" / "exp2")
     for command in commands:
         words = [sys.executable, "-m", "layerwatch", *command.split()[1:]]

@@ -241,14 +241,17 @@ class Adapted(Weights):
         self.adapter.weights.close()
 
 
-def effective(weights: Weights, base: Weights | None = None) -> Weights:
+def effective(weights: Weights, base: Weights | None = None, *, alpha: float | None = None) -> Weights:
     """Weights with the adapter that they hold applied: to the base that they hold as well, else to `base`.
     Weights without an adapter are given back as they are.
+
+    Args:
+        alpha: see `adapter_of`.
 
     Raises:
         WeightsError: they hold an adapter alone and there is no base, or nothing of it can be applied.
     """
-    adapter = adapter_of(weights)
+    adapter = adapter_of(weights, alpha=alpha)
     if adapter is None:
         return weights
     on = weights if adapter.holds_base else base

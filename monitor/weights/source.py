@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,9 @@ class Weights(ABC):
     problems: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    #: Values come from a computation: there is nothing `stored`.
+    computed: ClassVar[bool] = False
+
     @abstractmethod
     def stored(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Elements start to stop of the flattened tensor (row-major), as they are stored: (stop - start,) of
@@ -119,7 +122,7 @@ class Weights(ABC):
             last = min(first + step, count)
             yield first, self.values(name, first * width, last * width).reshape(last - first, width)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most have nothing to close)
         """Close what is open."""
 
     def __enter__(self) -> Weights:
