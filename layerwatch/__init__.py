@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .dashboard import show
-    from .hooks import StopTraining, Watcher, watch
+    from .hooks import StopTraining, Watcher, try_precision, watch
     from .monitor import Finding, Run, RunError, WeightsError, export, open_runs
-    from .weights import drift, open_adapted, open_weights
+    from .weights import drift, open_adapted, open_weights, precision
 
 _OWNERS = {
     "Finding": "monitor",
@@ -35,7 +35,9 @@ _OWNERS = {
     "open_adapted": "weights",
     "open_runs": "monitor",
     "open_weights": "weights",
+    "precision": "weights",
     "show": "dashboard",
+    "try_precision": "hooks",
     "watch": "hooks",
 }
 
@@ -52,7 +54,9 @@ __all__ = [
     "open_adapted",
     "open_runs",
     "open_weights",
+    "precision",
     "show",
+    "try_precision",
     "watch",
 ]
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import drift_command
+from . import drift_command, precision_command
 from .zero_code import add_arguments, prepare
 
 #: The modules of commands that are not in `commands`.
-_HOMES = {"drift": "drift_command"}
+_HOMES = {"drift": "drift_command", "precision": "precision_command"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -145,6 +145,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=Path("layerwatch-normal.json"),
         metavar="FILE",
         help="(default: %(default)s)",
+    )
+
+    precision_command.add_arguments(
+        command(
+            "precision",
+            "say what fewer bits (fp16, bf16, fp8, int8, int4) would do to each layer's weights",
+            "layerwatch precision model.safetensors --by block",
+        )
     )
 
     runs = command("runs", "list the runs below a folder", "layerwatch runs runs")

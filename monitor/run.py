@@ -233,10 +233,12 @@ class Run:
         table = self._rows(kind, tensor, needed(wanted), steps, max_points)
         return stats_frame(table, kind, wanted).iloc[self._order(table)].reset_index(drop=True)
 
-    def sums(self, kind: str, columns: Sequence[str], since: int | None = None) -> pa.Table:
-        """Stored columns of a kind (or "drift"), from step `since` on: rows in no order, strings as Arrow
-        dictionaries. What `stats` derives from, for who reads millions of rows."""
-        return self._rows(kind, None, columns, None if since is None else (since, None))
+    def sums(
+        self, kind: str, columns: Sequence[str], since: int | None = None, until: int | None = None
+    ) -> pa.Table:
+        """Stored columns of a kind (or "drift"), from step `since` to `until`: rows in no order, strings as
+        Arrow dictionaries. What `stats` derives from, for who reads millions of rows."""
+        return self._rows(kind, None, columns, None if since is until is None else (since, until))
 
     @_cached
     def overview(self, kind: str, number: str = "norm", max_points: int = 512) -> Overview:

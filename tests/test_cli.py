@@ -25,7 +25,7 @@ from layerwatch.monitor.problems import SECTIONS, problems
 
 COMMANDS = (
     "demo", "dashboard", "check", "explain", "calibrate", "run", "runs", "export", "compact", "upload",
-    "import-tensorboard",
+    "import-tensorboard", "precision",
 )  # fmt: skip
 FINDING = {"run", "problem", "severity", "layers", "first_step", "last_step", "summary", "evidence", "advice"}
 
