@@ -99,9 +99,9 @@ def test_weights_come_back_when_the_metric_fails(dtype: torch.dtype) -> None:
 
 def test_tied_weights_come_back_too() -> None:
     model = network()
-    model[2].weight = nn.Parameter(torch.randn(32, 32))
-    model.add_module("again", nn.Linear(32, 32))
-    model.again.weight = model[2].weight
+    again = nn.Linear(32, 32)
+    again.register_parameter("weight", model.get_parameter("2.weight"))
+    model.add_module("again", again)
     before = state(model)
     formats = {"2.weight": "int4 per tensor", "again.weight": "int8 per tensor"}
     try_precision(model, formats, lambda net: 0.0, each=True)

@@ -283,15 +283,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Te
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(200, 300), nn.LayerNorm(300), nn.Linear(300, 100))
     with torch.no_grad():
-        model[0].weight[:60] *= 1e-6
-        model[2].weight[3, 3] = 70_000.0
-        model[2].bias[:7] = 1e-40
-        model[2].bias[7:9] = 3.402e38
+        model.get_parameter("0.weight")[:60] *= 1e-6
+        model.get_parameter("2.weight")[3, 3] = 70_000.0
+        model.get_parameter("2.bias")[:7] = 1e-40
+        model.get_parameter("2.bias")[7:9] = 3.402e38
     optimizer = torch.optim.SGD(model.parameters(), 1e-12)
     path = tmp_path_factory.mktemp("runs") / "r"
     with watch(model, optimizer, run=path, every=1, live=False, activations=False):
         for _ in range(2):
-            sum(p.sum() for p in model.parameters()).backward()
+            torch.stack([p.sum() for p in model.parameters()]).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
     return Run(path), {name: p.detach().clone() for name, p in model.named_parameters()}
