@@ -19,9 +19,7 @@ BAR = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    state = (
-        "a weight file, a sharded one's index or folder, a Hugging Face folder, or RUN, RUN@STEP, RUN@start"
-    )
+    state = "a weight file, a sharded one's index or folder, or RUN, RUN@STEP, RUN@start, RUN@reference"
     parser.add_argument("a", metavar="A", help=f"the state before: {state}")
     parser.add_argument("b", metavar="B", help="the state after: the same; an adapter's folder changes A")
     parser.add_argument(

@@ -90,7 +90,7 @@ def drift(
     Args:
         a, b: anything that `open_weights` takes; b may be an adapter of a, compared as if merged; or a run:
             its folder, its URL, a `Run`, or one at a step: "runs/exp1@500", "runs/exp1@start",
-            (run, 500). A run alone is taken at its last capture.
+            "runs/exp1@reference", (run, 500). A run alone is taken at its last capture.
         run: the training that made b of a: its logged updates tell how far they could reach.
         alpha: LoRA's, where neither a file nor the adapter_config.json beside it tells it.
         spectrum: also the singular values and vectors of matrices, for at most so many `seconds`.

@@ -28,7 +28,7 @@ from .yardstick import Reach, judge, reaches
 if TYPE_CHECKING:
     from ..run import Run
 
-INITIAL = "initial"
+INITIAL, REFERENCE = "initial", "reference"
 _NO_TABLE = np.empty(0, np.float32)
 
 
@@ -50,7 +50,8 @@ class Known:
 
 @dataclass(frozen=True)
 class RunAt:
-    """A run after one of its captured steps; "initial": before the first.
+    """A run after one of its captured steps; "initial": before the first; "reference": what its drift is
+    measured from.
 
     Raises:
         RunError: no capture is so early, or the weights before the first step were not logged.
@@ -62,11 +63,17 @@ class RunAt:
     @classmethod
     def of(cls, run: Run, step: int | str | None = None) -> RunAt:
         """The last capture up to `step`; None: the last of all; "initial" or "start": before the first
-        step."""
+        step; "reference"."""
         if step in (INITIAL, "start"):
             return cls(run, INITIAL)
+        if step == REFERENCE:
+            if not run.info.get("reference"):
+                raise RunError(f"expected a run with a reference, but {run.name} measured no drift")
+            return cls(run, REFERENCE)
         if step not in (None, "last", "end") and not str(step).isdigit():
-            raise RunError(f"expected a step of {run.name} as a number, start or last, got {step!r}")
+            raise RunError(
+                f"expected a step of {run.name} as a number, start, reference or last, got {step!r}"
+            )
         last = None if step in (None, "last", "end") else int(step)  # type: ignore[arg-type]
         captured = run.stats("weight", columns=["step"], steps=(None, last))["step"]
         if captured.empty:
@@ -76,10 +83,16 @@ class RunAt:
 
     @property
     def label(self) -> str:
+        if self.step == REFERENCE:
+            return str(self.run.info["reference"])
         return f"{self.run.name} at {'the start' if self.step == INITIAL else f'step {self.step}'}"
 
     def known(self) -> dict[str, Known]:
         """Tensor -> what the log holds of it at this step."""
+        if self.step == REFERENCE:
+            raise RunError(
+                f"expected a captured step of {self.run.name} itself to compare its reference with"
+            )
         kind = "initial_weight" if self.step == INITIAL else "weight"
         columns = ["step", "tensor", "count", "norm", "mean", "std"]
         stats = self.run.stats(kind, columns=columns)
@@ -175,7 +188,8 @@ def compare_runs(a: RunAt | Weights, b: RunAt | Weights, reached: Mapping[str, R
     if any(row["relative_l2"] is None and row["norm_a"] for row in drift.rows):
         drift.notes.append(
             "norms, means and deviations only where no distance is given: the log holds no sketch of these "
-            "weights. watch(anchors=...) stores sketches; a weight file has everything"
+            "weights. watch(anchors=...) stores sketches; a weight file has everything; RUN@reference is "
+            "what the run itself measured its drift from"
         )
     judge(drift.rows, reached)
     return drift
@@ -269,7 +283,8 @@ def _from_reference(a: RunAt | Weights, b: RunAt | Weights) -> Drift | None:
 def _is_reference(a: RunAt | Weights, run: Run) -> bool:
     reference = run.info.get("reference")
     if isinstance(a, RunAt):
-        return a.step == INITIAL and reference == "start" and a.run.path == run.path
+        wanted = (INITIAL, REFERENCE) if reference == "start" else (REFERENCE,)
+        return bool(reference) and a.step in wanted and a.run.path == run.path
     try:
         return bool(reference) and Path(str(reference)).resolve() == Path(a.label).resolve()
     except (OSError, ValueError):
@@ -282,6 +297,6 @@ def _updates_between(a: RunAt | Weights, b: RunAt) -> dict[str, Reach] | None:
     if isinstance(a, RunAt):
         if a.run.path != b.run.path:
             return None
-        first = None if a.step == INITIAL else int(a.step) + 1
+        first = int(a.step) + 1 if isinstance(a.step, int) else None
         return reaches(b.run, first, int(b.step))
     return reaches(b.run, None, int(b.step)) if _is_reference(a, b.run) else None

@@ -75,6 +75,25 @@ def test_from_the_start_to_any_capture(trained: tuple[Path, dict[int | str, Stat
     assert layerwatch.drift((run, "start"), Run(run)).b.endswith("step 11")
 
 
+def test_from_the_reference_that_the_run_was_given(
+    trained: tuple[Path, dict[int | str, State]], tmp_path: Path
+) -> None:
+    _, states = trained
+    path = tmp_path / "pretrained.safetensors"
+    safetensors.torch.save_file(states[9], path)
+    model = nn.Sequential(nn.Linear(80, 90), nn.ReLU(), nn.Linear(90, 70), nn.ReLU(), nn.Linear(70, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, run=tmp_path / "two", reference=path):
+        model(torch.randn(4, 80)).sum().backward()
+        optimizer.step()
+    for a in (f"{tmp_path / 'two'}@reference", path):
+        drift = layerwatch.drift(a, tmp_path / "two")
+        assert drift.a == str(path)
+        assert_true(drift, states[9], dict(model.state_dict()), error=0.0)
+    with pytest.raises(RunError, match="of two itself"):
+        layerwatch.drift(f"{tmp_path / 'two'}@reference", states[9])
+
+
 def test_a_run_against_a_file(trained: tuple[Path, dict[int | str, State]], tmp_path: Path) -> None:
     run, states = trained
     path = tmp_path / "w.safetensors"
@@ -131,7 +150,7 @@ def test_the_random_walk_is_what_independent_updates_reach(tmp_path: Path) -> No
 
 def test_steps_that_are_none_are_told(trained: tuple[Path, dict[int | str, State]]) -> None:
     run, _ = trained
-    with pytest.raises(RunError, match="as a number, start or last"):
+    with pytest.raises(RunError, match="as a number, start, reference or last"):
         layerwatch.drift(f"{run}@best", run)
     with pytest.raises(ValueError, match="does not exist"):
         layerwatch.drift(run.parent / "nothing", run)
