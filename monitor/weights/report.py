@@ -137,8 +137,15 @@ def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
     known = [row for row in rows if row["distance"] is not None and row["norm_a"] is not None]
     distance = math.sqrt(sum(row["distance"] ** 2 for row in known))
     norm = math.sqrt(sum(row["norm_a"] ** 2 for row in known))
-    relative = distance / norm if norm else None
-    return {"elements": sum(row["elements"] for row in rows), "relative_l2": relative, "distance": distance}
+    after = math.sqrt(sum(row["norm_b"] ** 2 for row in known if row["norm_b"] is not None))
+    flips = [row["sign_flips"] for row in rows]
+    return {
+        "elements": sum(row["elements"] for row in rows),
+        "relative_l2": distance / norm if norm else None,
+        "distance": distance,
+        "cosine": (norm**2 + after**2 - distance**2) / (2 * norm * after) if norm and after else None,
+        "sign_flips": None if None in flips else sum(flips),
+    }
 
 
 def _plain(value: Any) -> Any:

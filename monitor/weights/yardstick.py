@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: So many tensors make a yardstick.
 FEWEST = 4
 #: Unusual: so many times as far as the median of its like ...
-TIMES = 3.0
+TIMES = 5.0
 #: ... and so many robust standard deviations of the logarithm away from it (1.4826 x the median deviation).
 DEVIATIONS = 4.0
 #: A spread below this share is rounding: likes that all moved by the very same share.
