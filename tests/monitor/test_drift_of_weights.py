@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -373,3 +374,16 @@ def test_files_are_not_held_in_memory(suffix: str, tmp_path: Path) -> None:
 
 def test_an_empty_change_has_no_facts() -> None:
     assert Change().facts()["relative_l2"] is None
+
+
+@pytest.mark.soak
+def test_gigabytes_stay_within_the_promised_memory() -> None:
+    """Two sharded checkpoints of 4 GB each: at most the two largest tensors and 200 MB."""
+    root = Path(__file__).resolve().parents[2]
+    out = subprocess.run(
+        [sys.executable, str(root / "benchmarks" / "drift.py"), "--gigabytes", "4", "--rounds", "1"],
+        check=True, capture_output=True, text=True, cwd=root,
+    ).stdout  # fmt: skip
+    found = re.findall(r"peak (\d+) MB, promised (\d+) MB", out)
+    assert len(found) == 2, out
+    assert all(int(peak) <= int(promised) for peak, promised in found), out
