@@ -24,10 +24,10 @@ _BUCKETS = 2048
 _INFINITE = 255 << 2
 
 _NO_TABLE = np.empty(0, np.float32)
+#: What the loop looks codes of 16 bits up in; bfloat16 it knows by itself.
 _TABLES = {
-    "bfloat16": np.zeros(1, np.float32),  # the loop knows it
+    "bfloat16": np.zeros(1, np.float32),
     "float16": np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32),
-    **{t: decoded(np.arange(256, dtype=np.uint8), t) for t in ("float8_e4m3fn", "float8_e5m2")},
 }
 
 
@@ -127,10 +127,10 @@ def _std(squares: float, mean: float, count: int) -> float:
     return math.sqrt(max(squares / count - mean * mean, 0.0))
 
 
-def _meant(codes: NDArray[Any], table: NDArray[np.float32]) -> NDArray[np.float64]:
+def _meant(codes: NDArray[Any], table: NDArray[np.float32], kind: type) -> NDArray[np.floating]:
     if table.size == 1:
-        return decoded(codes, "bfloat16").astype(np.float64)
-    return (table[codes] if table.size else codes).astype(np.float64)
+        return decoded(codes, "bfloat16").astype(kind)
+    return (table[codes] if table.size else codes).astype(kind)
 
 
 def compare_plain(
@@ -138,7 +138,7 @@ def compare_plain(
     numbers: NDArray[np.float64], counters: NDArray[np.int64], histogram: NDArray[np.int64],
 ) -> None:  # fmt: skip
     """`pair_loops.compare` in numpy; takes float64, too."""
-    x, y = _meant(a, table_a), _meant(b, table_b)
+    x, y = _meant(a, table_a, np.float64), _meant(b, table_b, np.float64)
     whole = np.isfinite(x) & np.isfinite(y)
     x, y = np.where(whole, x, 0.0), np.where(whole, y, 0.0)
     with np.errstate(over="ignore", under="ignore"):
@@ -155,10 +155,10 @@ _compare = Kernel("weights.pair_loops", "compare", compare_plain)
 
 def change_of(a: tuple[NDArray, NDArray], b: tuple[NDArray, NDArray]) -> Change:
     """The change between two blocks of equal size, each with the table that tells what its codes mean."""
-    found = Change(len(a[0]))
-    pair = [a, b]
-    if any(values.dtype == np.float64 for values, _ in pair):  # never mixed: the loop is compiled for float32
-        pair = [(_meant(x, table), _NO_TABLE) for x, table in pair]
+    found, pair = Change(len(a[0])), [a, b]
+    if a[0].dtype != b[0].dtype:  # the loop is compiled for pairs of one type, and not for float64
+        wide = any(values.dtype == np.float64 for values, _ in pair)
+        pair = [(_meant(x, table, np.float64 if wide else np.float32), _NO_TABLE) for x, table in pair]
     _compare(*pair[0], *pair[1], found.numbers, found.counters, found.histogram)
     return found
 

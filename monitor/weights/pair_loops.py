@@ -107,9 +107,8 @@ def compare(
     """Add the comparison of b (n,) with a (n,) to what other parts have given.
 
     Args:
-        a, b: of fewer than 2^32 elements, float32; or codes of 16 or 8 bits. Contiguous.
-        table_a, table_b: what each code means, float32 (65536,) or (256,); (0,) of float32, (1,) of
-            bfloat16.
+        a, b: of fewer than 2^32 elements, float32; or codes of 16 bits. Contiguous.
+        table_a, table_b: what each code means, float32 (65536,); (0,) of float32, (1,) of bfloat16.
         numbers: float64 (6,). counters: int64 (3,): see the places above. `BROKEN` are pairs of which one is
             not finite; the histogram counts them as zeros, nothing else does.
         histogram: int64 (BUCKETS,) of b - a in float32, by its upper 11 bits.

@@ -17,7 +17,7 @@ from .adapted import Adapted
 from .moving import Change, change_of, changes, coded
 from .names import Matched, block_of, matched, role_of
 from .output import output_layers
-from .source import Entry, Weights
+from .source import COMPLEX, Entry, Weights
 from .spectrum import spectra
 from .yardstick import Reach, judge
 
@@ -119,11 +119,21 @@ class Drift:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = []
-        for row in self.rows:
-            low, high, count = self.changes.get(row["tensor"], Change()).buckets()
-            rows.append(_plain(row) | {"low": low.tolist(), "high": high.tolist(), "count": count.tolist()})
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        columns: dict[str, list[Any]] = {}
+        for name in dict.fromkeys(key for row in self.rows for key in row):
+            columns[name] = [_plain(row.get(name)) for row in self.rows]
+        buckets = [self.changes.get(row["tensor"], Change()).buckets() for row in self.rows]
+        for place, name in enumerate(("low", "high", "count")):
+            columns[name] = [found[place].tolist() for found in buckets]
+        table = pa.table({name: pa.array(values) for name, values in columns.items()})
+        words = ("like", "unusual")
+        empty = {
+            f.name: pa.string() if f.name in words else pa.float64()
+            for f in table.schema
+            if f.type == pa.null()
+        }
+        schema = pa.schema([pa.field(f.name, empty.get(f.name, f.type)) for f in table.schema])
+        pq.write_table(table.cast(schema), path)
 
     def _histogram(self, tensor: str) -> dict[str, Any] | None:
         if tensor not in self.changes:
@@ -252,15 +262,15 @@ def _comparable(drift: Drift, a: Weights, b: Weights, name: str, pair: tuple[str
 
 def _why_not(old: Entry, new: Entry) -> str:
     kinds = old.dtype if old.dtype == new.dtype else f"{old.dtype} and {new.dtype}"
+    if old.is_float and new.is_float:
+        return f"{kinds}: complex and real numbers"
     return f"{kinds}: no weights to measure a distance between; quantised ones must be dequantised first"
 
 
 def _common_rows(a: Weights, b: Weights, pair: tuple[str, str], old: Entry, new: Entry) -> dict[str, Any]:
     """Embeddings and output layers grow by rows: how far those moved that both have."""
     grown = len(old.shape) == len(new.shape) >= 1 and old.shape[1:] == new.shape[1:]
-    if not (
-        grown and old.is_float and new.is_float and old.dtype.partition("x")[0] == new.dtype.partition("x")[0]
-    ):
+    if not (grown and old.is_float and new.is_float and (old.dtype in COMPLEX) == (new.dtype in COMPLEX)):
         return {}
     rows = min(old.shape[0], new.shape[0])
     numbers = min(old.numbers, new.numbers)

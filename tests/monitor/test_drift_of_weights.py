@@ -267,6 +267,8 @@ def test_the_command_prints_the_contract(tmp_path: Path, capsys: pytest.CaptureF
     table = pq.read_table(tmp_path / "d.parquet").to_pylist()
     assert [r["tensor"] for r in table] == [r["tensor"] for r in found["tensors"]]
     assert sum(table[0]["count"]) == table[0]["elements"]
+    schema = pq.read_schema(tmp_path / "d.parquet")
+    assert [str(schema.field(name).type) for name in ("unusual", "random_walk")] == ["string", "double"]
     capsys.readouterr()
     assert main(["drift", one, two, "--by", "layer", "--spectrum"]) == 0
     text = capsys.readouterr().out
