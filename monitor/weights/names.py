@@ -127,27 +127,30 @@ def _by_canonical(entries: Iterable[str]) -> dict[str, str]:
 def _best_prefixes(
     left_a: Mapping[str, str], left_b: Mapping[str, str], a: Mapping[str, Entry], b: Mapping[str, Entry]
 ) -> tuple[str, str] | None:
+    """The pair of prefixes that matches most of what is left. A name votes when the longest ending that it
+    shares with the other side, of two parts at least, is one name's there, and the shapes are equal."""
     endings: dict[str, list[str]] = {}
     for name in left_b:
-        endings.setdefault(_ending(name), []).append(name)
+        for ending in _endings(name):
+            endings.setdefault(ending, []).append(name)
     votes: Counter[tuple[str, str]] = Counter()
     for name in left_a:
-        for other in endings.get(_ending(name), []):
-            if a[left_a[name]].shape == b[left_b[other]].shape:
-                votes[_prefixes(name, other)] += 1
+        shared = next((ending for ending in _endings(name) if ending in endings), None)
+        if shared is None or len(endings[shared]) > 1:
+            continue
+        other = endings[shared][0]
+        here, there = name.removesuffix(shared), other.removesuffix(shared)
+        numbered = (
+            here.rstrip(".").rpartition(".")[2].isdigit() and there.rstrip(".").rpartition(".")[2].isdigit()
+        )
+        if not numbered and a[left_a[name]].shape == b[left_b[other]].shape:  # layer 3 is not layer 4
+            votes[here, there] += 1
     # The most votes; of equal ones the shortest prefixes, which explain the names with the least.
     best = max(votes.items(), key=lambda item: (item[1], -len(item[0][0]) - len(item[0][1])), default=None)
     return best[0] if best else None
 
 
-def _ending(name: str) -> str:
-    return ".".join(name.split(".")[-2:])
-
-
-def _prefixes(a: str, b: str) -> tuple[str, str]:
-    """What is left of two names once their longest common ending of whole parts is taken off."""
-    one, two = a.split("."), b.split(".")
-    common = 0
-    while common < min(len(one), len(two)) and one[-1 - common] == two[-1 - common]:
-        common += 1
-    return tuple("".join(part + "." for part in parts[: len(parts) - common]) for parts in (one, two))  # type: ignore[return-value]
+def _endings(name: str) -> list[str]:
+    """The name and its endings of two whole parts at least, longest first; of one part the name itself."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(max(len(parts) - 1, 1))]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .names import pattern_of
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 #: So many tensors make a yardstick.
 FEWEST = 4
+#: Of more than so many a tensor is compared with all, itself among them.
+MANY = 256
 #: Unusual: so many times as far as the median of its like ...
 TIMES = 5.0
 #: ... and so many robust standard deviations of the logarithm away from it (1.4826 x the median deviation).
@@ -44,9 +47,9 @@ def judge(rows: Sequence[dict[str, Any]], reaches: Mapping[str, Reach] | None = 
         row |= {"like": None, "times_like": None, "unusual": None}
         row |= {"random_walk": None, "times_random_walk": None}
         far, reasons = row.get("relative_l2"), []
-        like, others = likes.get(row["tensor"], (None, []))
+        like = likes.get(row["tensor"])
         if far is not None and like is not None:
-            row |= _against(far, like, others, reasons)
+            row |= _against(far, like, reasons)
         reach = (reaches or {}).get(row["tensor"])
         if reach is not None and row.get("distance") is not None:
             row |= _against_updates(row["distance"], reach, reasons)
@@ -55,41 +58,63 @@ def judge(rows: Sequence[dict[str, Any]], reaches: Mapping[str, Reach] | None = 
         row["unusual"] = "; ".join(reasons) or None
 
 
-def _likes(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, list[float]]]:
-    """Tensor -> its pattern, or its role, and how far the others of it moved."""
+class Likes(NamedTuple):
+    """The others that a tensor is compared with: how many, and of how far they moved the median, smallest and
+    share above zero; of the logarithms the median and the robust spread."""
+
+    name: str
+    count: int
+    middle: float
+    least: float
+    moved: float
+    log_middle: float
+    log_spread: float
+
+    @classmethod
+    def of(cls, name: str, values: NDArray[np.float64]) -> Likes:
+        logs = np.log(values[values > 0])
+        middle = float(np.median(logs)) if len(logs) else math.nan
+        spread = 1.4826 * float(np.median(np.abs(logs - middle))) if len(logs) else math.nan
+        share = len(logs) / len(values)
+        return cls(name, len(values), float(np.median(values)), float(values.min()), share, middle, spread)
+
+
+def _likes(rows: Sequence[dict[str, Any]]) -> dict[str, Likes]:
+    """Tensor -> the others of its pattern, or where those are too few of its role."""
     known = [row for row in rows if row.get("relative_l2") is not None]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in known:
-        groups.setdefault(pattern_of(row["tensor"]), []).append(row)
-        groups.setdefault(f"role {row['role']}", []).append(row)
-    found = {}
+    groups: dict[str, list[str]] = {}
     for row in known:
         for name in (pattern_of(row["tensor"]), f"role {row['role']}"):
-            others = [other["relative_l2"] for other in groups[name] if other is not row]
-            if len(others) >= FEWEST - 1:
-                found[row["tensor"]] = (name, others)
-                break
+            groups.setdefault(name, []).append(row["tensor"])
+    far = {row["tensor"]: float(row["relative_l2"]) for row in known}
+    found: dict[str, Likes] = {}
+    for name, members in sorted(groups.items(), key=lambda item: item[0].startswith("role ")):
+        left = [tensor for tensor in members if tensor not in found]
+        if len(members) < FEWEST or not left:
+            continue
+        values = np.array([far[tensor] for tensor in members])
+        if len(members) > MANY:  # one more or less makes no difference
+            found |= dict.fromkeys(left, Likes.of(name, values))
+        else:
+            found |= {t: Likes.of(name, np.delete(values, members.index(t))) for t in left}
     return found
 
 
-def _against(far: float, like: str, others: Sequence[float], reasons: list[str]) -> dict[str, Any]:
-    middle = float(np.median(others))
-    name = f"{len(others)} others of {like}"
-    if middle == 0:
-        if far > 0 and sum(o > 0 for o in others) * 4 <= len(others):
+def _against(far: float, like: Likes, reasons: list[str]) -> dict[str, Any]:
+    name = f"{like.count} others of {like.name}"
+    if like.middle == 0:
+        if far > 0 and like.moved <= 0.25:
             reasons.append(f"moved, though most of the {name} did not at all")
-        return {"like": like, "times_like": None}
-    times = far / middle
+        return {"like": like.name, "times_like": None}
+    times = far / like.middle
     if far == 0:
-        if min(others) > 0:
+        if like.least > 0:
             reasons.append(f"did not move at all, though all {name} did")
-        return {"like": like, "times_like": 0.0}
-    logs = np.log([o for o in others if o > 0])
-    spread = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
-    away = (math.log(far) - float(np.median(logs))) / max(spread, _LEAST_SPREAD)
+        return {"like": like.name, "times_like": 0.0}
+    away = (math.log(far) - like.log_middle) / max(like.log_spread, _LEAST_SPREAD)
     if times >= TIMES and away > DEVIATIONS:  # less is usual: early layers move less than late ones
         reasons.append(f"moved {times:.3g} times as far as the median of the {name}")
-    return {"like": like, "times_like": times}
+    return {"like": like.name, "times_like": times}
 
 
 def _against_updates(distance: float, reach: Reach, reasons: list[str]) -> dict[str, Any]:

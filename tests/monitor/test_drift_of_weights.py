@@ -25,6 +25,7 @@ from layerwatch.monitor.errors import WeightsError
 from layerwatch.monitor.weights import spectrum as spectral
 from layerwatch.monitor.weights.moving import Change, change_of
 from layerwatch.monitor.weights.report import Drift
+from layerwatch.monitor.weights.yardstick import judge
 
 State = dict[str, torch.Tensor]
 PLAIN = np.empty(0, np.float32)
@@ -187,6 +188,20 @@ def test_one_layer_that_moved_further_than_its_like_is_unusual_with_the_reason()
         "times as far as the median of the 11 others of layers.*.mlp.weight" in unusual["layers.4.mlp.weight"]
     )
     assert "did not move at all" in unusual["layers.7.mlp.bias"]
+
+
+def test_one_expert_of_thousands_is_told_quickly() -> None:
+    """The same rule for many likes as for few."""
+    names = [f"layers.{i}.experts.{j}.weight" for i in range(12) for j in range(250)]
+    rows = [
+        {"tensor": n, "role": "matrix", "relative_l2": 0.01 * (1 + i % 7 / 10)} for i, n in enumerate(names)
+    ]
+    rows[700]["relative_l2"] = 0.2
+    judge(rows)
+    assert [row["tensor"] for row in rows if row["unusual"]] == [names[700]]
+    few = rows[690:710]
+    judge(few)
+    assert [row["tensor"] for row in few if row["unusual"]] == [names[700]]
 
 
 def test_drift_that_grows_with_depth_is_not_unusual() -> None:

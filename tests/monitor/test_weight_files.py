@@ -228,3 +228,30 @@ def test_layers_of_other_depth_are_not_taken_for_each_other() -> None:
     """`a.0.weight` is not `a.1.weight`: numbers are no prefixes of their own."""
     found = matched(entries("a.0.weight", "a.2.weight"), entries("a.1.weight", "a.2.weight"))
     assert found.pairs == {"a.2.weight": ("a.2.weight", "a.2.weight")}
+
+
+def test_a_layer_more_is_not_matched_to_another_one() -> None:
+    a = entries("enc.layers.0.mlp.weight", "enc.layers.1.mlp.weight")
+    b = entries("enc.layers.0.mlp.weight", "enc.layers.2.mlp.weight")
+    found = matched(a, b)
+    assert list(found.pairs) == ["enc.layers.0.mlp.weight"]
+    assert found.only_in_b == ["enc.layers.2.mlp.weight"]
+
+
+def test_both_sides_may_have_prefixes_of_their_own() -> None:
+    names = [f"layers.{i}.attention.weight" for i in range(4)]
+    found = matched(
+        entries(*(f"bert.{n}" for n in names)), entries(*(f"0.auto.{n}" for n in names), "new.weight")
+    )
+    assert list(found.pairs.values()) == [(f"bert.{n}", f"0.auto.{n}") for n in names]
+    assert found.only_in_b == ["new.weight"]
+
+
+def test_a_mixture_of_thousands_of_experts_is_matched_in_seconds() -> None:
+    """15,360 tensors of one shape under another prefix: nothing here may look at all pairs."""
+    names = [
+        f"layers.{i}.experts.{j}.{part}.weight"
+        for i in range(20) for j in range(256) for part in ("gate", "up", "down")
+    ]  # fmt: skip
+    found = matched(entries(*names), entries(*(f"model.{n}" for n in names)))
+    assert (len(found.pairs), found.only_in_a, found.only_in_b) == (len(names), [], [])
