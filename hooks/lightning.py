@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ class LayerwatchCallback(Callback):
         self._steps = 0  # that the Trainer has counted
         self._returned = False  # training_step returns losses
         self._epoch: list[str] = []  # metrics of the epoch that has just ended
+        self._unlisten: Callable[[], object] = _nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Lightning pickles callbacks for the processes that it spawns; the class was made at run time."""
@@ -93,20 +94,43 @@ class LayerwatchCallback(Callback):
         )
         self._losses, self._epoch = [], []
         self._steps = trainer.global_step
+        self._listen(trainer)
+
+    def _listen(self, trainer: Trainer) -> None:
+        """Record checkpoints as they are saved: Lightning has no hook for that. Ends with `_unlisten`."""
+        save, own = trainer.save_checkpoint, vars(trainer)
+        before = {name: own[name] for name in ("save_checkpoint",) if name in own}
+
+        @wraps(save)
+        def saved(filepath: str | Path, *args: Any, **options: Any) -> None:
+            save(filepath, *args, **options)
+            self._session.saved(filepath)
+
+        def undo() -> None:
+            own.pop("save_checkpoint", None)
+            own.update(before)
+
+        trainer.save_checkpoint = saved
+        self._unlisten = undo
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish the log."""
         self._session.guarded(self._log_epoch, trainer)
+        self._end()
+
+    def _end(self) -> None:
+        self._unlisten()
+        self._unlisten = _nothing
         self._session.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Finish the log: what was captured until now tells what went wrong."""
-        self._session.end()
+        self._end()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finish the log of a fit that ended in another way."""
         if stage == "fit":
-            self._session.end()
+            self._end()
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints: the run, and the step at which it would go on."""
@@ -192,6 +216,10 @@ def _names(trainer: Trainer, wanted: Callable[[Any], bool], forked: str = "") ->
 def _take(trainer: Trainer, names: list[str]) -> dict[str, Any]:
     known = trainer.callback_metrics
     return {name: known[name] for name in names if name in known}
+
+
+def _nothing() -> None:
+    """What there is to undo before a training begins."""
 
 
 def _unpickled(kind: type[LayerwatchCallback], state: dict[str, Any]) -> LayerwatchCallback:

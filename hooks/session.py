@@ -95,6 +95,11 @@ class Session:
         if self.watcher is not None:
             self.watcher._guard(work)(*args)
 
+    def saved(self, path: str | Path) -> None:
+        """The framework has saved a checkpoint: record it."""
+        if self.watcher is not None:
+            self.watcher.checkpoint(path)
+
     def end(self) -> None:
         """The training is over."""
         if self.watcher is not None:

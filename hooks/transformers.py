@@ -61,6 +61,14 @@ class LayerwatchCallback(TrainerCallback):
             logs = {"mean_train_loss" if name == "train_loss" else name: v for name, v in logs.items()}
         self._session.guarded(self._session.log, logs)
 
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Record the checkpoint that was just saved."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            self._session.saved(folder)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:

@@ -14,8 +14,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..monitor import LogWriter, kernels
+from ..monitor.ranks import FIRST
 from . import termination
 from .cadence import Cadence
+from .checkpoints import Checkpoints, checked
 from .distributed import Share
 from .follower import Follower
 from .guard import Guard
@@ -65,6 +67,7 @@ class Watcher:
             return
         warm_up()
         self._uploader = place.uploader()
+        self._checkpoints = Checkpoints(log, place.source, first_step) if log.writer == FIRST else None
         self._live = LiveCheck(place.folder, place.shown, log, on_finding, wanted=live)
         self._follower = Follower(
             log, models, tensors, optimizers, cadence, settings, self._guard, self._live, first_step, share
@@ -142,6 +145,41 @@ class Watcher:
             if name in values:
                 self._guard(self._follower.logged)(values[name])
 
+    def checkpoint(
+        self,
+        path: str | Path,
+        *,
+        data: str | Mapping[str, Any] | None = None,
+        parent: str | Path | None = None,
+    ) -> None:
+        """Record the weights that were just saved: what they are, and what they come from.
+
+        The file is opened here and read in the background: step, SHA-256 of the file and of each tensor,
+        size, types, git commit, seed, config and parent go to the run's folder, nothing beside the file. What
+        cannot be recorded is told by a warning and in the log, never by an error. `layerwatch verify` and
+        `layerwatch lineage` find the record again. Of several processes the first one records.
+
+        Args:
+            path: a weight file, or a folder with one, complete by now.
+            data: a note on the data that it was trained with.
+            parent: the file, folder or SHA-256 of the weights that it was made of; None: the checkpoint
+                before in this run, else the one that a resumed run went on from, else the file given as
+                `reference`.
+
+        Raises:
+            TypeError: `path` or `parent` is no path, or `data` neither text nor a mapping of plain values.
+        """
+        for name, value in (("path", path), ("parent", parent)):
+            if not isinstance(value, str | Path) and (name, value) != ("parent", None):
+                raise TypeError(f"expected {name} as a path, got {type(value).__name__}")
+        data = checked(data)
+        if self._log is None or self._guard.forked or self._checkpoints is None:
+            return
+        if not self._open:
+            logger.warning("%s is not recorded, as %s is closed: call checkpoint() earlier", path, self.run)
+            return
+        self._guard(self._checkpoints.add)(self.step, self.next_step, path, data, parent)
+
     def configure(self, config: Mapping[str, Any]) -> None:
         """Show these hyperparameters beside the run, instead of those that `watch` was given."""
         if self._open and self._log is not None and not self._guard.forked:
@@ -160,6 +198,8 @@ class Watcher:
             if not self._guard.failed:
                 self._detach()
             self._follower.scalars.flush(wait=True)
+            if self._checkpoints is not None:
+                self._checkpoints.finish()
             self._live.finish(self.step)
             self._log.update_info(cadence=self._cadence.describe())
             self._log.event(self.step, "close", self._cadence.words())
@@ -179,6 +219,8 @@ class Watcher:
             self._follower.capture.settle(wait=True)
             self._follower.recorder.close()
             self._follower.scalars.flush(wait=True)
+            if self._checkpoints is not None:
+                self._checkpoints.finish(termination.GRACE_SECONDS / 2)
             self._log.event(self.step, "close", f"SIGTERM; {self._cadence.words()}")
             self._log.close(quick=self._uploader is None)
             self._send(UPLOAD_GRACE - 2.0)

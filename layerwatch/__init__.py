@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .dashboard import show
     from .hooks import StopTraining, Watcher, try_precision, watch
     from .monitor import Finding, Run, RunError, WeightsError, export, open_runs
+    from .provenance import lineage, verify
     from .weights import drift, open_adapted, open_weights, precision
 
 _OWNERS = {
@@ -32,12 +33,14 @@ _OWNERS = {
     "WeightsError": "monitor",
     "drift": "weights",
     "export": "monitor",
+    "lineage": "provenance",
     "open_adapted": "weights",
     "open_runs": "monitor",
     "open_weights": "weights",
     "precision": "weights",
     "show": "dashboard",
     "try_precision": "hooks",
+    "verify": "provenance",
     "watch": "hooks",
 }
 
@@ -51,12 +54,14 @@ __all__ = [
     "WeightsError",
     "drift",
     "export",
+    "lineage",
     "open_adapted",
     "open_runs",
     "open_weights",
     "precision",
     "show",
     "try_precision",
+    "verify",
     "watch",
 ]
 

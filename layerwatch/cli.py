@@ -10,11 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import drift_command, precision_command
+from . import drift_command, lineage_command, precision_command
 from .zero_code import add_arguments, prepare
 
 #: The modules of commands that are not in `commands`.
-_HOMES = {"drift": "drift_command", "precision": "precision_command"}
+_HOMES = {
+    "drift": "drift_command",
+    "lineage": "lineage_command",
+    "precision": "precision_command",
+    "verify": "lineage_command",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -184,6 +189,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--histograms", dest="table", action="store_const", const="histograms",
         help="histograms instead: one row per step, tensor, kind and bucket",
     )  # fmt: skip
+
+    lineage_command.add_arguments(
+        command(
+            "verify",
+            "say which run and step a weight file came from, and in which tensors it was altered",
+            "layerwatch verify out/model.safetensors --runs runs",
+        )
+    )
+    lineage_command.add_arguments(
+        command(
+            "lineage",
+            "show the chain of checkpoints that a weight file was made of",
+            "layerwatch lineage out/model.safetensors --runs runs",
+        )
+    )
 
     compact = command(
         "compact", "turn a finished run's write-ahead files into Parquet and merge its parts",

@@ -121,11 +121,18 @@ def _is_sound(info: dict[str, Any], content: bytes) -> bool:
     version = info.get("schema_version")
     if type(version) is not int:
         return False
-    found = _CHECKSUM.search(content)
-    if found is not None:
-        rest = content[: found.start()] + content[found.end() :]
-        return zlib.crc32(rest) == int(found[1], 16)
+    agrees = checksum_agrees(content)
+    if agrees is not None:
+        return agrees
     return version > SCHEMA_VERSION or (version == 1 and _is_well_formed(info))
+
+
+def checksum_agrees(content: bytes) -> bool | None:
+    """Whether what `write_json` wrote is as it was; None: it holds no checksum."""
+    found = _CHECKSUM.search(content)
+    if found is None:
+        return None
+    return zlib.crc32(content[: found.start()] + content[found.end() :]) == int(found[1], 16)
 
 
 def _is_well_formed(info: dict[str, Any]) -> bool:

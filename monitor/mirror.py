@@ -13,7 +13,7 @@ from .errors import StoreError
 from .remote import RemoteStore
 from .schema import SCHEMAS
 from .spans import Span, counting
-from .store import Store, store_of
+from .store import RECORDS, Store, store_of
 
 #: An empty object that is written anew so often says that the training goes on (seconds).
 ALIVE, ALIVE_SECONDS = "alive", 30.0
@@ -65,7 +65,7 @@ class Mirror:
         """List what is there, and see that it is the same run."""
         self.store.refresh()
         there = {f"{table}/{name}": size for table in ORDER for name, size in self.store.list(table).items()}
-        there |= {name: size for name, size in self.store.list().items() if name == "errors.log"}
+        there |= _others(self.store)
         self._info = self.store.read("run.json") if "run.json" in self.store.list() else None
         self._describes = self._owns(described(info), described(self._info))
         self._there, self._listed = there, time.monotonic()
@@ -113,7 +113,7 @@ class Mirror:
         for folder in ORDER:
             files = self.local.list(folder)
             here.update({f"{folder}/{name}": files[name] for name in counting(files).values()})
-        here.update({name: size for name, size in self.local.list().items() if name == "errors.log"})
+        here |= _others(self.local)
         self._seen |= here.keys()
         return here
 
@@ -134,6 +134,12 @@ class Mirror:
         gone = (self._there.keys() & self._seen) - here.keys() - covered
         old = [n for n in gone if (s := Span.of(n)) and s.last < oldest.get(_folder(n), 0)]
         return [*covered, *old]
+
+
+def _others(store: Store) -> dict[str, int]:
+    """Name -> bytes of what is sent beside the tables: records of checkpoints, the traceback of an error."""
+    found = {f"{RECORDS}/{name}": size for name, size in store.list(RECORDS).items() if name[-5:] == ".json"}
+    return found | {name: size for name, size in store.list().items() if name == "errors.log"}
 
 
 def described(info: bytes | None) -> dict[str, Any]:

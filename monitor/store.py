@@ -12,8 +12,10 @@ import pyarrow as pa
 
 from .schema import SCHEMAS
 
+#: The folder of a run that holds the records of its checkpoints.
+RECORDS = "lineage"
 #: Folders of a run itself: nothing below them is a run.
-INSIDE = {"wal", "damaged", *SCHEMAS}
+INSIDE = {"wal", "damaged", RECORDS, *SCHEMAS}
 
 
 class Store:

@@ -16,7 +16,7 @@ from .source import Weights
 Reader = Callable[[Path], Weights]
 
 #: What folders hold, best first: Hugging Face's names, diffusers', then PyTorch's.
-_NAMES = (
+NAMES = (
     "model.safetensors.index.json", "model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors", "adapter_model.safetensors", "pytorch_model.bin.index.json",
     "pytorch_model.bin", "adapter_model.bin",
@@ -72,7 +72,7 @@ def open_path(path: str | Path, readers: Mapping[str, Reader] | None = None) -> 
 
 
 def _folder(path: Path, known: Mapping[str, Reader]) -> Weights:
-    found = next((path / name for name in _NAMES if (path / name).exists()), None)
+    found = next((path / name for name in NAMES if (path / name).exists()), None)
     if found is None:
         files = sorted(p for p in path.iterdir() if p.suffix == ".safetensors")
         if not files:
