@@ -6,10 +6,12 @@ with old checkpoints) is still read whole; one that is written to is not recorde
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +37,8 @@ from .torch_file import TorchFile
 
 logger = logging.getLogger("layerwatch")
 
+#: Of the thread that reads: the training goes first where there are few cores.
+NICE = 10
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -206,6 +210,9 @@ class Checkpoints:
             self._reference.close()
 
     def _run(self) -> None:
+        if sys.platform == "linux":  # there it is this thread's own
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while (job := self._jobs.get()) is not None:
             try:
                 self._record(job)

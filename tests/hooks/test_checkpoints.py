@@ -95,7 +95,7 @@ def git(*words: str) -> str:
     return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_what_is_recorded(tmp_path: Path) -> None:
+def test_what_is_recorded(tmp_path: Path, checkout: Path) -> None:
     git("init", "-q", ".")
     git("-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "x")
     commit = git("rev-parse", "HEAD")
@@ -129,6 +129,14 @@ def test_what_is_recorded(tmp_path: Path) -> None:
     assert [second["parent"][k] for k in ("sha256", "weights_sha256", "step")] == [
         first["sha256"], first["weights_sha256"], 2,
     ]  # fmt: skip
+    page = (
+        (checkout / "docs" / "log-format.md")
+        .read_text()
+        .partition("## lineage")[2]
+        .partition("## run.json")[0]
+    )
+    for key in {*first, *first["parent"], *second["parent"]}:
+        assert f"`{key}`" in page, key
     assert {p.name for p in tmp_path.iterdir()} == {".git", "exp", "base.pt", "a.safetensors", "b.pt"}
     assert [step for step, _ in told("exp")] == [2, 4]
     assert "corpus v3" in told("exp")[0][1]
