@@ -90,7 +90,7 @@ class _Progress:
 
 def _write(text: str, out: Path | None) -> None:
     if out is None:
-        print(text)  # noqa: T201
+        print(text)
     else:
         out.write_text(text + "\n", encoding="utf-8")
 
