@@ -43,7 +43,7 @@ def precision(options: argparse.Namespace) -> int:
 
     report = report_of(options.source, least_snr=options.least_snr)
     if options.format == "json":
-        print(json.dumps(report.to_dict(options.by), indent=1, allow_nan=False))  # noqa: T201
+        print(json.dumps(report.to_dict(options.by), indent=1, allow_nan=False))
     else:
         _print(report, options.by)
     return 0
