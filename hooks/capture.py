@@ -16,6 +16,7 @@ from . import optimizer_state
 from .activations import ActivationTap
 from .distributed import Share, checksums
 from .environment import describe_optimizers
+from .lora import Adapters
 from .measure import Measure, Taken
 from .reference import Reference
 from .scalars import PendingScalars
@@ -44,7 +45,8 @@ class Capture:
         self.norms: list[tuple[int, float]] = []  # step and gradients' norm of captures, for who takes them
         self._values = Values(log)
         self._reference = settings.reference or Reference()
-        self._measure = Measure(self._reference, updates=settings.updates)
+        self._adapters = Adapters(models)
+        self._measure = Measure(self._reference, updates=settings.updates, adapters=self._adapters)
         self.pending: list[tuple[Taken, dict[str, float]]] = []  # rows that are on a device yet
         self._present: list[WatchedTensor] = []  # the tensors of this step
         self._opened = False  # they are known
@@ -84,7 +86,10 @@ class Capture:
                 if self._settings.anchors is not None:
                     self._log.values(self._settings.anchors.rows(step, now, tensors, "initial_sketch"))
         if self._settings.reference is not None:
-            self._reference.take(tensors)
+            self._adapters.find()
+            self._reference.take(tensors, self._adapters.names(tensors))
+            if self._reference.from_start:
+                self._adapters.begin(tensors)
             self._log.update_info(references=self._reference.describe())
             self._say(step, self._reference.notes())
 
@@ -120,6 +125,7 @@ class Capture:
 
     def _follow_model(self) -> None:
         """Parameters came, went or were replaced."""
+        self._adapters.find()
         known = {entry["tensor"] for entry in self._log.info["tensors"]}
         entries = [t.entry() for t in self._tensors]
         gone = [e for e in self._log.info["tensors"] if e["tensor"] not in {e["tensor"] for e in entries}]
@@ -276,7 +282,7 @@ class Capture:
             self._values.store_vectors(step, now, vectors)
             if self._settings.anchors is not None and self._settings.anchors.wants(step):
                 self._log.values(self._settings.anchors.rows(step, now, self._present))
-        self._say(step, self._reference.notes())
+        self._say(step, self._reference.notes() + self._adapters.notes())
         self._captures += 1
         if all_known and not waiting:
             self._forget_step(step)
@@ -356,6 +362,8 @@ class Capture:
                         math.sqrt(taken.used_sq / taken.total_sq) if taken.total_sq else 1.0
                     )
                 self._log.scalars(taken.step, taken.time, scalars)
+            if taken.vectors:
+                self._log.values([(taken.step, taken.time, *vector) for vector in taken.vectors])
             if batch is not None:
                 self._log.stats(batch)
                 self._values.captured(batch.num_rows)

@@ -155,7 +155,7 @@ class DeviceBatch:
             devices.setdefault(next(iter(block.fields.values())).device, []).append(block)
         for device, blocks in devices.items():
             raw = [f.reshape(-1).view(torch.uint8) for b in blocks for f in b.fields.values()]
-            self._sent.append((blocks, *_fetch(torch.cat(raw), device)))
+            self._sent.append((blocks, *fetch(torch.cat(raw), device)))
         self._blocks = []
 
     def ready(self) -> bool:
@@ -184,7 +184,7 @@ class DeviceBatch:
         return [_whole(job, found) for job, found in zip(self._added, parts, strict=True)]
 
 
-def _fetch(packed: Tensor, device: torch.device) -> tuple[Tensor, Any]:
+def fetch(packed: Tensor, device: torch.device) -> tuple[Tensor, Any]:
     """The host's copy, on its way, and the event that says when it has arrived."""
     if device.type == "cpu":
         return packed, None

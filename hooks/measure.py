@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..monitor import kernels
 from ..monitor.summary import Summary
+from .lora import Adapters, Change
 from .reference import Reference
 from .rows import Block, Rows
 from .statistics import Array, parts_of, summarise_gradient, summarise_tensor, summarise_update
@@ -34,8 +35,10 @@ Judge = Callable[[WatchedTensor, bool], str | None]
 class Measure:
     """Collects the rows of one captured step after the other."""
 
-    def __init__(self, reference: Reference, *, updates: bool) -> None:
+    def __init__(self, reference: Reference, *, updates: bool, adapters: Adapters | None = None) -> None:
         self._reference, self._updates = reference, updates
+        self._adapters = adapters or Adapters([])
+        self._adapted: dict[str, Change | None] = {}  # weights whose drift is not that of what is stored
         self._sweeper, self._copies = Sweeper(), Copies()
         self._before: dict[str, Array | Tensor] = {}  # copies of what is not plain
         self._gradients: dict[str, Gradient] = {}
@@ -120,6 +123,7 @@ class Measure:
             kind: what the weights are called.
         """
         self._taken.step, self._taken.time = step, now
+        self._adapted = self._adapters.changes(tensors, self._reference)
         near = [t for t in tensors if self._route(t) == SWEEP]
         jobs = [
             self._job(t, t.gradient if gradients else None, row=t.name not in self._gradients) for t in near
@@ -155,6 +159,10 @@ class Measure:
             if self._route(tensor) == SINGLE:
                 self._add_single(tensor, states[tensor.name], skipped, kind)
         self._add_on_device([t for t in far if self._route(t) == DEVICE], states, skipped, kind)
+        for name, change in self._adapted.items():
+            if change is not None:
+                row = {"tensor": name, "kind": "drift", "state": states[name], "skipped": skipped}
+                self._taken.adapted.add(change, row)
         return states
 
     def _route(self, tensor: WatchedTensor) -> str:
@@ -184,7 +192,7 @@ class Measure:
     def _add_weight(self, job: Job, tensor: WatchedTensor) -> None:
         weight = tensor.weight
         job.weight, job.before = weight, self._copies.address(tensor.name)
-        if weight.is_contiguous():  # references are row-major
+        if weight.is_contiguous() and tensor.name not in self._adapted:  # references are row-major
             reference, residual = self._reference.stored(tensor.name)
             if reference is not None and plain(reference) and reference.numel() == job.count:
                 job.reference, job.residual = reference, residual
@@ -234,6 +242,8 @@ class Measure:
             self._taken.used_sq += float(norms.square().sum())
 
     def _add_drift(self, tensor: WatchedTensor, state: str | None, skipped: bool) -> None:
+        if tensor.name in self._adapted:
+            return
         drift = self._reference.measure(tensor.name, tensor.weight)
         if drift is not None:
             self._add(tensor, "drift", drift, state, skipped)
@@ -257,6 +267,8 @@ class Measure:
             before = self._before.pop(tensor.name, None)
             if isinstance(before, Tensor):
                 changes.append((tensor, (before, weight, None if gradient is None else gradient.detach())))
+            if tensor.name in self._adapted:
+                continue
             reference, residual = self._reference.stored(tensor.name)
             if reference is not None and reference.device == weight.device:
                 drifts.append((tensor, (weight, reference, None), residual))
@@ -317,6 +329,7 @@ class Measure:
         self._tickets.clear()
         if taken.lines:
             taken.device.send()
+        taken.adapted.send()
         return taken
 
     def step_is_over(self, *, keep_memory: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ class Reference:
         self._file = state.file if state is not None else None
         self._kept: dict[str, _Kept] = {}
         self._notes: list[str] = []
+        self._equal: dict[str, tuple[int, int]] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept
@@ -85,10 +86,14 @@ class Reference:
         notes, self._notes = self._notes, []
         return notes
 
-    def take(self, tensors: Sequence[WatchedTensor]) -> None:
-        """Keep the references of these tensors in the best forms that the memory allows."""
+    def take(self, tensors: Sequence[WatchedTensor], compared: Collection[str] = ()) -> None:
+        """Keep the references of these tensors in the best forms that the memory allows.
+
+        `compared`: of these `is_equal` is to be known, which reads them once.
+        """
         state, self._state = self._state, None  # it may be large: not held longer than needed
         found = {t.name: t.weight.detach() for t in tensors}
+        from_start = state is None
         if state is not None:
             found, missing = match(tensors, state.tensors)
             if missing:
@@ -104,6 +109,8 @@ class Reference:
         else:
             forms |= plan({name: options(tensor) for name, tensor in copied.items()}, self._memory)
         for t in tensors:
+            if t.name in compared and t.name in found and (from_start or _same(found[t.name], t.weight)):
+                self._equal[t.name] = _version(t.parameter)
             if t.name in found and (form := forms[t.name]) is not None:
                 self._keep(t.name, found[t.name].to(t.parameter.device), form)
         if left := [name for name in copied if forms[name] is None]:
@@ -117,6 +124,13 @@ class Reference:
 
     def _note(self, what: str, names: Sequence[str]) -> None:
         self._notes.append(f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
+
+    def is_equal(self, name: str, parameter: Tensor) -> bool:
+        """This frozen parameter is still exactly its reference, whatever form that is kept in.
+
+        Not seen: values that are written past torch's counter of changes, through `data`.
+        """
+        return not parameter.requires_grad and self._equal.get(name) == _version(parameter)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Keep a copy of one more tensor, in the best form that is left."""
@@ -224,6 +238,14 @@ class Reference:
             count=weight.numel(), sum_sq=distance, dot=dot, ref_sum_sq=squares,
             sign_flips=flips, residual_sq=residual,
         )  # fmt: skip
+
+
+def _same(reference: Tensor, weight: Tensor) -> bool:
+    return reference.dtype == weight.dtype and torch.equal(reference.to(weight.device), weight.detach())
+
+
+def _version(parameter: Tensor) -> tuple[int, int]:
+    return parameter.data_ptr(), parameter._version
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ..monitor.summary import Summary
 from .device import DeviceBatch
+from .lora import STABLE_RANK, AdaptedRows
 from .rows import Block, Rows, broken
 
 _NO_BUCKETS, _NO_COUNTS = np.empty(0, np.int16), np.empty(0, np.int64)
@@ -63,10 +64,12 @@ class Taken:
     device: DeviceBatch = field(default_factory=DeviceBatch)
     lines: list[Line] = field(default_factory=list)
     norms: list[tuple[int, int]] = field(default_factory=list)  # tickets of a gradient as it came, as used
+    adapted: AdaptedRows = field(default_factory=AdaptedRows)
+    vectors: list[tuple[str, str, np.ndarray]] = field(default_factory=list)  # found by `batch`
 
     def ready(self) -> bool:
         """Nothing is waited for any more."""
-        return not self.lines or self.device.ready()
+        return (not self.lines or self.device.ready()) and self.adapted.ready()
 
     def batch(self) -> pa.RecordBatch | None:
         """All rows; waits for the device if need be."""
@@ -87,6 +90,10 @@ class Taken:
             self.total_sq += sum(squares_of(found[came]) for came, _ in self.norms)
             self.used_sq += sum(squares_of(found[used]) for _, used in self.norms)
             self.lines, self.norms = [], []
+        for row, summary, rank in self.adapted.results():
+            self.rows.add(self.step, self.time, summary=summary, **row)
+            if math.isfinite(rank):
+                self.vectors.append((row["tensor"], STABLE_RANK, np.array([rank])))
         return self.rows.batch(self.step, self.time)
 
 

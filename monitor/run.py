@@ -354,7 +354,7 @@ class Run:
 
         Args:
             kind: what else is stored of a module, per unit or head: dead_share, saturated_share,
-                attention_entropy, attention_logit.
+                attention_entropy, attention_logit; of an adapted weight adapter_stable_rank.
         """
         return frames.stored_values(
             self._log, tensor, ["weight", "initial_weight"] if kind == "weight" else [kind]
