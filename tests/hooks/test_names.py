@@ -167,6 +167,6 @@ def test_drift_of_an_adapted_model_is_measured_from_the_plain_checkpoint(tmp_pat
     assert set(names_of(Net())) <= set(drift.dropna().index)
     before = torch.load(path)["body.0.weight"]
     layer: Any = start.body[0]
-    effective = layer.base_layer.weight + layer.get_delta_weight("default")
+    effective = (layer.base_layer.weight + layer.get_delta_weight("default")).detach()
     expected = float((effective - before).norm() / before.norm())
     assert drift["body.0.weight"] == pytest.approx(expected, rel=1e-5)
