@@ -186,7 +186,7 @@ def unload(model: PeftModel) -> None:
 def test_what_is_at_work_counts(tmp_path: Path, actions: list[Callable[[PeftModel], None]]) -> None:
     torch.manual_seed(0)
     model = adapted(Net())
-    model.get_submodule("base_model.model.other").requires_grad_(True)  # something that trains whatever the adapters do
+    model.get_submodule("base_model.model.other").requires_grad_(True)
     course = Course(model, tmp_path / "run")
     course.steps(2)
     for action in actions:
@@ -200,7 +200,7 @@ def test_what_is_at_work_counts(tmp_path: Path, actions: list[Callable[[PeftMode
 def test_merged_for_good(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = adapted(Net())
-    model.get_submodule("base_model.model.other").requires_grad_(True)  # something that trains whatever the adapters do
+    model.get_submodule("base_model.model.other").requires_grad_(True)
     course = Course(model, tmp_path / "run")
     course.steps(3)
     merged = course.now[-1]
