@@ -187,7 +187,8 @@ def _remarks(drift: Drift) -> list[str]:
             + (f", its first {row['rows']} rows moved {percent(row['relative_l2'])}" if "rows" in row else "")
         )
     kinds: dict[str, list[str]] = {}
-    for row in drift.retyped:
+    left = {row["tensor"] for row in drift.not_compared}
+    for row in (row for row in drift.retyped if row["tensor"] not in left):
         kinds.setdefault(f"retyped, compared by value, {row['dtype_a']} → {row['dtype_b']}", []).append(
             row["tensor"]
         )

@@ -54,7 +54,8 @@ def _biases(a: Weights, b: Weights, pairs: Mapping[str, tuple[str, str]]) -> lis
         bias = head.removesuffix("weight") + "bias"
         if bias in pairs and len(shapes[bias]) == 1 and shapes[bias][0] <= _MOST:
             here, there = pairs[bias]
-            if a.entries[here].is_float and b.entries[there].shape == shapes[bias]:
+            floats = a.entries[here].is_float and b.entries[there].is_float
+            if floats and b.entries[there].shape == shapes[bias]:
                 found.append(bias)
     return found
 

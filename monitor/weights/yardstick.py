@@ -54,7 +54,7 @@ def judge(rows: Sequence[dict[str, Any]], reaches: Mapping[str, Reach] | None = 
         if reach is not None and row.get("distance") is not None:
             row |= _against_updates(row["distance"], reach, reasons)
         if row.get("not_finite"):
-            reasons.append(f"{row['not_finite']} elements are NaN or infinite")
+            reasons.append(f"NaN or infinite elements: {row['not_finite']}")
         row["unusual"] = "; ".join(reasons) or None
 
 

@@ -173,7 +173,7 @@ def test_zeros_nan_and_empty_tensors_give_null_and_no_nan(tmp_path: Path) -> Non
     assert rows["empty"]["elements"] == 0
     assert (rows["some"]["not_finite"], rows["some"]["distance"]) == (1, 1.0)
     assert rows["same"] | {"cosine": 1.0, "share_changed": 0.0, "relative_l2": 0.0} == rows["same"]
-    assert "NaN or infinite" in rows["some"]["unusual"]
+    assert "NaN or infinite elements: 1" in rows["some"]["unusual"]
 
 
 def test_one_layer_that_moved_further_than_its_like_is_unusual_with_the_reason() -> None:

@@ -177,6 +177,14 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("left", [0, 700])
+def test_a_torch_file_cut_short_is_told(left: int, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(30, 30).state_dict(), tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:left])
+    with pytest.raises(WeightsError, match="cut short or damaged"):
+        open_weights(tmp_path / "a.pt")
+
+
 def test_what_is_no_weight_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(WeightsError, match="expected a weight file"):
