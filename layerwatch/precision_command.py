@@ -113,8 +113,7 @@ def _below(report: PrecisionReport) -> Iterator[str]:
         f"/128: for each 128 inputs; all: nothing changes. As stored {_size(stored)}, as advised "
         f"{_size(advised)}, without scales."
     )
-    told = [t for t in report.tensors if t.recommendation and t.recommendation.label not in ("fp16", "bf16")]
-    told = [t for t in told if t.recommendation and t.recommendation.label != "int8 per tensor"]
+    told = [t for t in report.tensors if t.roundings and _strain(t) < report.least_snr]
     told.sort(key=_strain)
     for tensor in told[:REASONS]:
         if advice := tensor.recommendation:
@@ -128,11 +127,13 @@ def _below(report: PrecisionReport) -> Iterator[str]:
 
 
 def _strain(tensor: TensorPrecision) -> float:
-    """What rounds worst comes first."""
-    from .monitor.weights.precision import snr_of
+    """dB that one scale leaves a matrix, overall or in 99 of 100 channels: what rounds worst comes first."""
+    from .monitor.weights.precision_advice import ONE_SCALE
 
-    snr = snr_of(tensor, "int8 per tensor")
-    return float("inf") if snr is None else snr
+    found = tensor.roundings[ONE_SCALE]
+    if len(tensor.shape) < 2:
+        return float("inf")
+    return min(found.snr_db, found.snr_db if found.channel_snr_db is None else found.channel_snr_db)
 
 
 def _size(size: int) -> str:

@@ -161,7 +161,7 @@ def precision(source: Any, *, least_snr: float = 20.0) -> PrecisionReport:
     Examples:
         >>> import numpy as np
         >>> precision({"fc.weight": np.array([[1.0, 0.5]])}).recommended()
-        {'fc.weight': 'int8 per tensor'}
+        {'fc.weight': 'int8 per channel'}
     """
     from .monitor.weights.from_runs import RunAt
     from .monitor.weights.precision import weights_report

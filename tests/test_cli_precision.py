@@ -54,7 +54,7 @@ def test_json_holds_every_tensor_and_format(made: Path, capsys: pytest.CaptureFi
     formats = {f["label"]: f for f in outlier["formats"]}
     assert formats["int8 per channel"]["snr_db"] > formats["int8 per channel"]["channel_snr_db"]
     assert {f["counts"] for f in formats.values()} == {"exact"} == {f["errors"] for f in formats.values()}
-    assert outlier["recommendation"]["format"] != "int8 per tensor"
+    assert outlier["recommendation"]["format"] == "int8 per channel"
     assert "ids" in document["left_out"]
     assert document["bytes_recommended"] < document["bytes"]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .formats import SCHEMES, Scheme
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GROUPS = ("layer", "block", "role")
+#: Tensors that are rounded at the same time; each takes a few blocks of memory.
+THREADS = 4
 
 
 @dataclass
@@ -136,15 +141,28 @@ def weights_report(weights: Weights, *, least_snr: float = LEAST_SNR) -> Precisi
     """
     check_snr(least_snr)
     found, skipped = [], dict(weights.problems)
-    for name, entry in weights.entries.items():
-        if why := left_out(entry):
-            skipped[name] = why
-            continue
-        try:
-            found.append(measure(weights, name))
-        except ValueError as error:  # the file has become shorter or unreadable
-            skipped[name] = str(error)
+    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    try:
+        for name, result in zip(
+            weights.entries, pool.map(partial(_judged, weights), weights.entries), strict=True
+        ):
+            if isinstance(result, str):
+                skipped[name] = result
+            else:
+                found.append(result)
+    finally:
+        pool.shutdown(cancel_futures=True)  # when interrupted, do not go on to the end
     return PrecisionReport(weights.label, "file", found, skipped, least_snr=least_snr)
+
+
+def _judged(weights: Weights, name: str) -> TensorPrecision | str:
+    """A tensor, or why it is left out."""
+    if why := left_out(weights.entries[name]):
+        return why
+    try:
+        return measure(weights, name)
+    except ValueError as error:  # the file has become shorter or unreadable
+        return str(error)
 
 
 def check_snr(least_snr: float) -> None:

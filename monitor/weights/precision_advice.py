@@ -8,15 +8,14 @@ from .precision_facts import Recommendation, Rounding, TensorPrecision
 #: Signal to noise, in decibels, that a format must leave: below it the error passes a tenth of the weights'
 #: own size. The same limit as that of the problem quantisation_risk.
 LEAST_SNR = 20.0
-#: Tried in this order: fewest bits first; then the widest support by hardware and libraries. A float8 is what
-#: is left where no scale saves integers. e5m2 is meant for gradients (Micikevicius et al. 2022).
+#: Tried in this order: fewest bits first, integers before floats, as more hardware and libraries have them. A
+#: scale for each output channel costs 32 bits in hundreds of weights, so one for the whole tensor saves
+#: nothing worth its noise. e5m2 is meant for gradients (Micikevicius et al. 2022).
 LADDER = tuple(
     scheme_of(label)
-    for label in (
-        "int4 per channel", "int4 per group", "int8 per tensor", "int8 per channel", "fp8_e4m3 per tensor",
-        "fp8_e4m3 per channel",
-    )
-)  # fmt: skip
+    for label in ("int4 per channel", "int4 per group", "int8 per channel", "fp8_e4m3 per channel")
+)
+ONE_SCALE = scheme_of("int8 per tensor")
 _HALVES = (scheme_of("fp16"), scheme_of("bf16"))
 #: Roles that stay in 16 bits: few numbers, or what libraries leave out.
 _KEPT = {
@@ -30,10 +29,8 @@ _LIBRARIES = "llm.int8 (Dettmers et al. 2022) and GPTQ (Frantar et al. 2023) lea
 
 
 def advise(tensor: TensorPrecision, least_snr: float = LEAST_SNR) -> Recommendation:
-    """The first format of the ladder that leaves `least_snr` dB, overall and in 99 of 100 channels.
-
-    Where channels are not known (from a run) no integers with one scale for the whole tensor are advised.
-    """
+    """The first format of the ladder that leaves `least_snr` dB, overall and in 99 of 100 channels (from a
+    run, which does not know them: overall)."""
     if tensor.nans or tensor.infs:
         bad = tensor.nans + tensor.infs
         return Recommendation(None, f"{bad:,} elements are NaN or infinite: find out why first", "ours")
@@ -45,18 +42,16 @@ def advise(tensor: TensorPrecision, least_snr: float = LEAST_SNR) -> Recommendat
     source = f"{least_snr:g} dB: an error of {10 ** (-least_snr / 20):.2g} of the weights' size (ours)"
     refused = ""
     for scheme in LADDER:
-        rounding = tensor.roundings.get(scheme)
-        if rounding is None or (rounding.channel_snr_db is None and scheme.label == "int8 per tensor"):
-            continue
-        if _passes(rounding, least_snr):
-            return Recommendation(scheme, f"{_leaves(rounding)}{refused}{_outlier(tensor, refused)}", source)
+        rounding = tensor.roundings[scheme]
+        if passes(rounding, least_snr):
+            return Recommendation(scheme, _leaves(rounding) + refused + _one_scale(tensor, least_snr), source)
         refused = f"; {scheme.label} {_short(rounding)}"
     return _half(tensor, least_snr, f"no 8 bits leave {least_snr:g} dB{refused}", source)
 
 
 def _half(tensor: TensorPrecision, least_snr: float, why: str, source: str) -> Recommendation:
     """float16 or bfloat16, whichever leaves more; as stored where neither does."""
-    halves = [tensor.roundings[s] for s in _HALVES if _passes(tensor.roundings[s], least_snr)]
+    halves = [tensor.roundings[s] for s in _HALVES if passes(tensor.roundings[s], least_snr)]
     if not halves:
         return Recommendation(None, f"{why}; in 16 bits values overflow or vanish", source)
     best = max(halves, key=lambda r: r.snr_db)
@@ -65,7 +60,8 @@ def _half(tensor: TensorPrecision, least_snr: float, why: str, source: str) -> R
     return Recommendation(best.scheme, f"{why}; {_leaves(best)}", source)
 
 
-def _passes(rounding: Rounding, least_snr: float) -> bool:
+def passes(rounding: Rounding, least_snr: float) -> bool:
+    """Nothing overflows, and so many dB are left."""
     lowest = min(rounding.snr_db, rounding.snr_db if (c := rounding.channel_snr_db) is None else c)
     return rounding.overflow == 0 and lowest >= least_snr
 
@@ -83,17 +79,19 @@ def _short(rounding: Rounding) -> str:
     return whole if channels is None or channels > 1e3 else f"{whole} (99 % of channels {channels:.1f})"
 
 
-def _outlier(tensor: TensorPrecision, refused: str) -> str:
-    """What spoils a scale for the whole tensor."""
+def _one_scale(tensor: TensorPrecision, least_snr: float) -> str:
+    """Where one scale would not do: what spoils it."""
+    rounding = tensor.roundings[ONE_SCALE]
+    if passes(rounding, least_snr):
+        return ""
     found = [
         (times, f"{word} {place}")
         for word, places in (("row", tensor.outlier_channels), ("column", tensor.outlier_inputs))
         for place, times in (places or [])[:1]
     ]
-    if "int8" not in refused or not found:
-        return ""
-    times, where = max(found)
-    return f": {where} reaches {times:.1f} times the median one"
+    times, where = max(found, default=(0.0, ""))
+    why = f": {where} reaches {times:.1f} times the median one" if found else ""
+    return f"; with one scale {_short(rounding)}{why}"
 
 
 def bits_of(tensor: TensorPrecision, scheme: Scheme | None, stored: int) -> int:

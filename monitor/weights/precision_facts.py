@@ -28,13 +28,14 @@ class Rounding:
     Attributes:
         zeroed, subnormal, overflow: elements that become zero; that keep fewer bits, as subnormals; that are
             beyond the largest number (infinite, NaN or clipped, as the library has it).
-        between: of those counts that are not known exactly, the least and the most that they can be.
+        between: of those counts that are not known exactly, the least and the most that they can be; the count
+            itself is then the likeliest.
         signal, error: sums of squares of the tensor, and of the errors of what does not overflow.
         channel_snr_db: what 99 of 100 output channels, and of a matrix 99 of 100 inputs, reach: one channel
             that is much larger than the others must not hide what happens to them. None: not known, or no
             channels.
         max_error: the largest error of what does not overflow; from a run the most that it can be.
-        exact_counts, exact_errors: measured on every element, or estimated from a histogram.
+        exact_counts, exact_errors: true unless estimated from a histogram; counts may then be bounded still.
     """
 
     scheme: Scheme
@@ -66,7 +67,7 @@ class Rounding:
             "overflow": self.overflow, "between": {k: list(v) for k, v in self.between.items()},
             "snr_db": number(self.snr_db), "channel_snr_db": number(self.channel_snr_db),
             "max_error": number(self.max_error), "lossless": self.lossless,
-            "counts": "exact" if self.exact_counts else "estimate",
+            "counts": "estimate" if not self.exact_counts else "between" if self.between else "exact",
             "errors": "exact" if self.exact_errors else "estimate",
         }  # fmt: skip
 

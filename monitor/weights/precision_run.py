@@ -157,15 +157,14 @@ def _rounding(scheme: Scheme, pieces: Pieces, tensor: TensorPrecision, width: in
 def _cast(scheme: Scheme, form: Format, pieces: Pieces, tensor: TensorPrecision, signal: float) -> Rounding:
     """Counts are exact: what is below an edge of the format; a bucket that straddles one gives bounds.
 
-    A tie with zero, exactly half of the smallest subnormal, is the lowest value of its bucket: one of two
-    million of float32, taken to be absent; one of few of types with short mantissas, so that is a bound.
+    A tie, exactly half of the smallest subnormal, becomes zero and is the lowest value of its bucket: what is
+    in that bucket is part of the bounds.
     """
     low, high = pieces.edges
     count = pieces.count.astype(np.int64)
     half, normal = _smallest_half(form), form.smallest_normal
     limit = form.largest + _step(form, form.largest) / 2
-    tie = low <= half if tensor.dtype in _SHORT else low < half
-    gone = _sure_and_possible(count, high <= half, tie & (high > half))
+    gone = _sure_and_possible(count, high <= half, (low <= half) & (high > half))
     below = _sure_and_possible(count, high <= normal, (low < normal) & (high > normal))
     beyond = (0, 0)
     if tensor.largest >= limit:
@@ -175,8 +174,9 @@ def _cast(scheme: Scheme, form: Format, pieces: Pieces, tensor: TensorPrecision,
         "subnormal": (max(0, below[0] - gone[1]), max(0, below[1] - gone[0])),
         "overflow": beyond,
     }
+    likely = min(max(round(_below(pieces, half)), gone[0]), gone[1])
     return Rounding(
-        scheme, *(most for _, most in found.values()),
+        scheme, likely, max(0, below[1] - likely), beyond[1],
         between={name: ends for name, ends in found.items() if ends[0] != ends[1]},
         signal=signal, error=squared_error(pieces.until(limit), form, 1.0),
         max_error=_largest_step(form, 1.0, min(tensor.largest, form.largest)) / 2,

@@ -167,17 +167,21 @@ def advice(x: NDArray, name: str = "layer.weight") -> tuple[str, str]:
 def test_each_tensor_gets_the_fewest_bits_that_leave_enough() -> None:
     rng = np.random.default_rng(3)
     x = rng.standard_normal((64, 256)).astype(np.float32) * np.float32(0.02)
-    assert advice(x)[0] == "int8 per tensor"
+    label, reason = advice(x)
+    assert label == "int8 per channel"
+    assert "int4 per group" in reason
+    assert "with one scale" not in reason
     assert advice(rng.uniform(-1, 1, (64, 256)).astype(np.float32))[0] == "int4 per channel"
     row, column = x.copy(), x.copy()
     row[4] *= 100
     column[:, 4] *= 3000
     label, reason = advice(row)
     assert label == "int8 per channel"
-    assert "int8 per tensor" in reason
+    assert "with one scale" in reason
     assert "row 4" in reason
     label, reason = advice(column)
-    assert label == "fp8_e4m3 per tensor"
+    assert label == "fp8_e4m3 per channel"
+    assert "int8 per channel" in reason
     assert "column 4" in reason
     assert advice(x, "encoder.bias")[0] == "fp16"
     assert advice(x, "lm_head.weight")[0] == "fp16"
@@ -197,7 +201,7 @@ def test_advice_can_ask_for_more(tmp_path: Path) -> None:
 
 
 def test_it_never_contradicts_the_problem_quantisation_risk() -> None:
-    """Where the detector remarks on a matrix, one scale for all of it is never advised."""
+    """Where the detector remarks on a matrix, the report says that one scale will not do, too."""
     assert LEAST_SNR == LEAST_SQNR
     rng = np.random.default_rng(4)
     remarked = 0
@@ -208,7 +212,9 @@ def test_it_never_contradicts_the_problem_quantisation_risk() -> None:
             LEAST_SQNR / 10
         ):
             remarked += 1
-            assert advice(x)[0] not in ("int8 per tensor", "int4 per tensor")
+            label, reason = advice(x)
+            assert not label.endswith("per tensor")
+            assert "with one scale" in reason
     assert 0 < remarked < 30
 
 
@@ -313,10 +319,11 @@ def test_a_run_counts_what_casts_lose_as_the_weights_themselves_do(
                 low, high = a.between.get(name, (getattr(a, name),) * 2)
                 assert low <= getattr(b, name) <= high, (ours.name, label, name)
                 bounded += low < high
-    assert 0 < bounded < 10
+    assert bounded < 20
     first = told.tensors[0].roundings[scheme_of("fp16")]
-    assert first.zeroed > 500
-    assert not first.between
+    truth_first = truth.tensors[0].roundings[scheme_of("fp16")]
+    assert first.zeroed == truth_first.zeroed > 500  # no weight is exactly the tie
+    assert first.between["zeroed"][0] == first.zeroed
 
 
 def test_a_run_estimates_what_rounding_costs(trained: tuple[Run, dict[str, Tensor]]) -> None:
