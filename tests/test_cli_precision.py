@@ -69,6 +69,9 @@ def test_a_run_says_that_it_estimates(made: Path, capsys: pytest.CaptureFixture[
         None,
     )
     assert {g["name"] for g in document["groups"]} == {"matrix", "output", "bias"}
+    first = json.loads(told(capsys, f"{made / 'run'}@start", "--format", "json"))
+    assert first["step"] == "initial"
+    assert len(first["tensors"]) == 4
     text = told(capsys, f"{made / 'run'}@1")
     assert "run at step 1 · 4 tensors" in " ".join(text.split())
     assert "the rest are estimates" in " ".join(text.split())

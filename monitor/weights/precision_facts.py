@@ -28,8 +28,8 @@ class Rounding:
     Attributes:
         zeroed, subnormal, overflow: elements that become zero; that keep fewer bits, as subnormals; that are
             beyond the largest number (infinite, NaN or clipped, as the library has it).
-        between: of those counts that are not known exactly, the least and the most that they can be; the count
-            itself is then the likeliest.
+        between: of those counts that are not known exactly, the least and the most that they can be; the
+            count itself is then the likeliest.
         signal, error: sums of squares of the tensor, and of the errors of what does not overflow.
         channel_snr_db: what 99 of 100 output channels, and of a matrix 99 of 100 inputs, reach: one channel
             that is much larger than the others must not hide what happens to them. None: not known, or no

@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 #: Scales per channel are averaged over so many quantiles of the largest of n samples.
 QUANTILES = 8
 _COLUMNS = (
-    "tensor", "count", "sum", "sum_sq", "min", "max", "zeros", "subnormals", "nans",
+    "tensor", "captures", "count", "sum", "sum_sq", "min", "max", "zeros", "subnormals", "nans",
     "pos_infs", "neg_infs", "buckets", "counts",
 )  # fmt: skip
 #: Types with short mantissas, and the format that holds them as they are.
@@ -64,6 +64,8 @@ def run_report(at: RunAt, *, least_snr: float = LEAST_SNR) -> PrecisionReport:
         "From a run's histograms: counts of fp16, bf16 and unscaled fp8 are exact, or between two numbers; "
         "the rest are estimates. The weight file itself gives exact numbers and outlier channels."
     ]
+    if (most := max(row["captures"] for row in rows.values())) > 1:
+        notes.append(f"The log holds this step in a row of {most} captures: counts are those of all of them.")
     return PrecisionReport(at.run.url, "run", found, skipped, at.step, least_snr, notes)
 
 

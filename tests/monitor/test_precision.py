@@ -360,6 +360,17 @@ def test_weights_that_are_stored_in_16_bits_lose_nothing_in_the_same(tmp_path: P
         assert not tensor.roundings[scheme_of("fp8_e4m3")].lossless
 
 
+def test_adapters_are_judged_as_if_merged() -> None:
+    torch.manual_seed(2)
+    base, a, b = torch.randn(24, 32), torch.randn(4, 32), torch.randn(24, 4)
+    state = {"q.weight": base, "q.lora_down.weight": a, "q.lora_up.weight": b, "q.alpha": torch.tensor(8.0)}
+    merged = layerwatch.precision({"q.weight": base + 2 * b @ a}).frame()
+    found = layerwatch.precision(state).frame()
+    assert not found["tensor"].str.contains("lora").any()
+    ours = found.loc[found["tensor"] == "q.weight", "snr_db"].to_numpy()
+    assert ours == pytest.approx(merged["snr_db"].to_numpy(), abs=0.05)
+
+
 def test_reports_can_be_grouped_and_framed() -> None:
     x = awkward()
     report = layerwatch.precision(
