@@ -175,8 +175,10 @@ class Watcher:
         data = checked(data)
         if self._log is None or self._guard.forked or self._checkpoints is None:
             return
-        if not self._open:
-            logger.warning("%s is not recorded, as %s is closed: call checkpoint() earlier", path, self.run)
+        if not self._open or self._guard.failed:
+            logger.warning(
+                "%s is not recorded: watching %s has ended, call checkpoint() earlier", path, self.run
+            )
             return
         self._guard(self._checkpoints.add)(self.step, self.next_step, path, data, parent)
 

@@ -80,6 +80,7 @@ def test_an_event_says_its_steps_and_its_kind() -> None:
             (200, "accident", "the loss is nan"),
             (201, "skipped", "overflow"),
             (202, "skipped", "overflow"),
+            (250, "checkpoint", "out/step250.pt, 45,210 bytes"),
             (300, "never heard of", "?"),
             (301, "critical", "an event that is named like a severity"),
             (-1, "note", "before the first step"),
@@ -90,6 +91,7 @@ def test_an_event_says_its_steps_and_its_kind() -> None:
     assert (thinned.kind, thinned.first, thinned.last) == ("thinned", 136, 166)
     assert (skipped.first, skipped.last, skipped.text) == (201, 202, "overflow")
     assert found["Accident"].tone == "critical"
+    assert (found["Checkpoint"].kind, found["Checkpoint"].tone) == ("checkpoint", "event")
     assert found["Never heard of"].kind == "other"
     assert found["Critical"].kind == "other"
     assert {h.kind for h in found.values()} <= set(KINDS)
