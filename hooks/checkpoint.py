@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..monitor.weights.opening import files_of
 from .shards import is_sharded, local, region_of
 from .tensors import WatchedTensor, canonical
 
@@ -24,22 +25,24 @@ Source = str | Path | Mapping[str, Any] | None
 
 
 class MappedFile:
-    """An open file whose bytes tensors are mapped from.
+    """A checkpoint whose bytes tensors are mapped from: one open file, or several.
 
     A training may write its own checkpoint over the one it started from. Replacing the file does no harm, as
     the old one stays mapped; writing into it changes the tensors, and reading behind its new end kills the
     process. So `unchanged` is asked before each use: a system call, no reading.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: Sequence[Path] = ()) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+        self._descriptors: list[int] = []
+        for file in files or [path]:
+            self._descriptors.append(os.open(file, os.O_RDONLY))
+            weakref.finalize(self, os.close, self._descriptors[-1])
         self._seen = self._look()
 
-    def _look(self) -> tuple[int, int]:
-        found = os.fstat(self._descriptor)
-        return found.st_size, found.st_mtime_ns
+    def _look(self) -> list[tuple[int, int]]:
+        found = [os.fstat(descriptor) for descriptor in self._descriptors]
+        return [(f.st_size, f.st_mtime_ns) for f in found]
 
     def unchanged(self) -> bool:
         return self._look() == self._seen
@@ -47,10 +50,11 @@ class MappedFile:
 
 @dataclass(frozen=True)
 class State:
-    """Tensors by canonical name, and the file that they are mapped from, if they are."""
+    """Tensors by canonical name, the file that they are mapped from, if they are, and what is missing."""
 
     tensors: Mapping[str, Tensor]
     file: MappedFile | None = None
+    notes: Sequence[str] = ()
 
 
 def load_state(source: Source, names: Callable[[str], str] = canonical) -> State:
@@ -58,7 +62,9 @@ def load_state(source: Source, names: Callable[[str], str] = canonical) -> State
 
     Args:
         source: a state_dict, or the path of a .safetensors, .pt, .pth or .bin file (read with
-            weights_only=True). Below "state_dict", "model_state_dict" or "model" is looked into as well.
+            weights_only=True); the index of a sharded checkpoint; a folder with either, as Hugging Face
+            saves it, of which shards may be missing. Below "state_dict", "model_state_dict" or "model" is
+            looked into as well.
         names: what the tensors' names become.
 
     Raises:
@@ -69,7 +75,8 @@ def load_state(source: Source, names: Callable[[str], str] = canonical) -> State
         raise TypeError(
             f'expected reference="start", None, a state_dict or a path, got {type(source).__name__}'
         )
-    state, file = (source, None) if isinstance(source, Mapping) else _read_checkpoint(Path(source))
+    notes: list[str] = []
+    state, file = (source, None) if isinstance(source, Mapping) else _read(Path(source), notes)
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -80,7 +87,22 @@ def load_state(source: Source, names: Callable[[str], str] = canonical) -> State
         raise ValueError(
             "expected a reference that maps names to tensors, got none: pass model.state_dict() or its file"
         )
-    return State(tensors, file)
+    return State(tensors, file, notes)
+
+
+def _read(path: Path, notes: list[str]) -> tuple[Any, MappedFile | None]:
+    if not path.is_dir() and not path.name.endswith(".index.json"):
+        return _read_checkpoint(path)
+    files = files_of(path)
+    here = [file for file in files if file.is_file()]
+    if not here:
+        raise ValueError(f"expected the shards of {path}, but {files[0].name} and the others are missing")
+    if gone := [file.name for file in files if file not in here]:
+        notes.append(f"of the reference {path} these shards are missing: {', '.join(gone)}")
+    parts = [_read_checkpoint(file) for file in here]
+    mapped = all(file is not None for _, file in parts)
+    whole = {name: tensor for part, _ in parts for name, tensor in part.items()}
+    return whole, MappedFile(path, here) if mapped else None
 
 
 def _read_checkpoint(path: Path) -> tuple[Any, MappedFile | None]:

@@ -70,7 +70,7 @@ class Reference:
         self.from_start = state is None  # else from a checkpoint
         self._file = state.file if state is not None else None
         self._kept: dict[str, _Kept] = {}
-        self._notes: list[str] = []
+        self._notes = list(state.notes) if state is not None else []
         self._equal: dict[str, tuple[int, int]] = {}
 
     def __contains__(self, name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
+from ..monitor.budgets import Limit, checked
 from .cadence import Cadence, Every
 from .checkpoint import Source, load_state
 from .distributed import Share, job, joined, world
@@ -49,7 +50,7 @@ def watch(
     on_finding: Callable[[Finding], None] | None = None,
     resume: bool | int = False,
     keep: str = "full",
-    drift_limit: float | None = None,
+    drift_limit: Limit | None = None,
     reference_memory: int | None = None,
     anchors: int | Sequence[int] | None = None,
     step_norms: bool = False,
@@ -67,8 +68,8 @@ def watch(
         every: capture every N-th optimizer step, or "auto": as often as `budget` allows.
         budget: for "auto": the share of the training's time that monitoring may take, without judging (see
             `live`).
-        reference: what drift is measured from: "start", a state_dict, a checkpoint (.safetensors, .pt), or
-            None.
+        reference: what drift is measured from: "start", a state_dict, a checkpoint (.safetensors, .pt, the
+            index of a sharded one, or a folder with either), or None.
         include, exclude: regular expressions on tensor names; a tensor is watched when any of `include` (all
             when None) and none of `exclude` is found in it.
         activations: summarise the outputs of leaf modules on captured steps.
@@ -83,7 +84,7 @@ def watch(
         keep: "full": every capture is kept. "rollup": of captures older than the newest 2,048 only what
             merging 16, 256, ... of them leaves, so that the log stays bounded however long the training is.
         drift_limit: a relative L2 distance from the reference that must not be passed; the detectors alarm
-            beyond it.
+            beyond it. Or a budget for some parts of the names: {"layers.0-5": 0.01, "embeddings": 0.005}.
         reference_memory: bytes that the copy of the reference may take. None: tensors up to 65,536 elements
             in full precision, larger ones in bfloat16. With a budget: as exact as fits, down to sketches;
             run.json states the form and the error of each tensor. Files are mapped, and take none.
@@ -117,14 +118,13 @@ def watch(
     if not sync_seconds > 0:
         raise ValueError(f"expected sync_seconds above 0, got {sync_seconds!r}")
     check(resume)
-    if drift_limit is not None and not drift_limit > 0:
-        raise ValueError(f"expected a drift_limit above 0 (a relative L2 distance), got {drift_limit!r}")
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(
             f"expected config as a mapping, got {type(config).__name__}: of a Namespace pass vars(...)"
         )
     tensors = Tensors(models, include, exclude)
     _check_parameters(models, tensors, optimizers)
+    limit = checked(drift_limit, [name for t in tensors for name in t.names])
     settings = Settings(
         activations=activations,
         updates=updates,
@@ -145,7 +145,7 @@ def watch(
         "every": every,
         "budget": budget if every == "auto" else None,
         "reference": _describe(reference),
-        "drift_limit": drift_limit,
+        "drift_limit": limit,
         "optimizers": describe_optimizers(optimizers),
         "tensors": [t.entry() for t in tensors],
         "modules": [{"module": name, "type": type(m).__name__} for name, m in modules],

@@ -33,7 +33,9 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
         "--every", type=_every, metavar="N|auto", help="capture every N-th step (default: as --budget allows)"
     )
     run.add_argument("--budget", type=float, metavar="SHARE", help="of the training's time (default: 0.02)")
-    run.add_argument("--reference", metavar="FILE", help="checkpoint that drift is measured from")
+    run.add_argument(
+        "--reference", metavar="PATH", help="checkpoint that drift is measured from: a file or a folder"
+    )
     for name in ("include", "exclude"):
         run.add_argument(
             f"--{name}",
@@ -43,7 +45,13 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
             help=f"{name} tensors in whose names this is found; may be given several times",
         )
     run.add_argument("--keep", choices=("full", "rollup"), help="rollup: a bounded log (default: full)")
-    run.add_argument("--drift-limit", type=float, metavar="L2", help="alarm beyond this relative distance")
+    run.add_argument(
+        "--drift-limit",
+        action="append",
+        type=_limit,
+        metavar="[PART=]L2",
+        help="alarm beyond this relative distance; of some tensors only: layers.0-5=0.01, several times",
+    )
     run.add_argument(
         "--step-norms", action="store_true", help="log every tensor's gradient norm at each step"
     )
@@ -72,6 +80,22 @@ def _every(text: str) -> int | str:
     return int(text)
 
 
+def _limit(text: str) -> tuple[str, float]:
+    part, _, number = text.rpartition("=")
+    try:
+        return part, float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, or PART=number, got {text!r}") from None
+
+
+def _limits(given: Sequence[tuple[str, float]]) -> float | dict[str, float]:
+    if len(given) == 1 and not given[0][0]:
+        return given[0][1]
+    if not all(part for part, _ in given):
+        raise ValueError("expected one --drift-limit for all tensors, or PART=number in each, got both")
+    return dict(given)
+
+
 def _regex(text: str) -> str:
     try:
         re.compile(text)
@@ -93,6 +117,8 @@ def prepare(options: argparse.Namespace) -> Callable[[], int]:
     if program[0].startswith("-"):
         raise ValueError(f"expected a script to run, got {program[0]}: its own arguments follow it")
     chosen = {name: getattr(options, name) for name in PASSED if getattr(options, name) is not None}
+    if "drift_limit" in chosen:
+        chosen["drift_limit"] = _limits(chosen["drift_limit"])
     chosen |= {name: False for name in ("activations", "updates", "live") if not getattr(options, name)}
     chosen |= {name: True for name in ("step_norms", "resume") if getattr(options, name)}
     if options.reference and not Path(options.reference).exists():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from ..budgets import covers
 from ..findings import Finding
 from .history import MATRICES, History, nanmedian, portion
 from .registry import detector
@@ -16,20 +18,36 @@ FAR = 0.5
 UNEVEN = 10.0
 
 
+ADVICE = (
+    "Lower the learning rate (of these layers), freeze them, add L2-SP (a pull towards the reference) or use "
+    "LoRA."
+)
+
+
 @detector("excessive_drift")
 def excessive_drift(history: History) -> Finding | None:
     """Fine-tuning moved layers far from the pretrained weights.
 
-    Relative distance |w - w0| / |w0| above `drift_limit` when the user gave one; else above 0.5 for a layer
-    that is not the last one and was pretrained, when most layers moved so far, or this one ten times as far
-    as the typical layer. Judged only when the reference is a pretrained state: given by the user, or a start
-    whose weights are those of no usual initialisation. Told apart: training from scratch (drift is its
-    purpose), a new head, LoRA, resumed runs. When nobody named the reference and even the last layer was
+    Relative distance |w - w0| / |w0| above `drift_limit` when the user gave one, for all layers or by name;
+    else above 0.5 for a layer that is not the last one and was pretrained, when most layers moved so far, or
+    this one ten times as far as the typical layer. Judged only when the reference is a pretrained state:
+    given by the user, or a start whose weights are those of no usual initialisation. Told apart: training
+    from scratch (drift is its purpose), a new head, LoRA's factors (of the weights that they adapt the
+    effective change counts), resumed runs. When nobody named the reference and even the last layer was
     trained before, the run may simply go on with its own training: a remark.
     """
     limit = history.info.get("drift_limit")
+    if not isinstance(limit, dict):
+        return _all_alike(history, None if limit is None else float(limit), ())
+    budgets = _budgets(history, limit)
+    return _over_budget(history, limit, budgets) or _all_alike(history, None, budgets)
+
+
+def _all_alike(history: History, limit: float | None, without: Collection[str]) -> Finding | None:
     names = tuple(
-        n for n in history.names(*MATRICES, "embedding") if history.role(n) != "output" or limit is not None
+        n
+        for n in _weights(history)
+        if n not in without and (history.role(n) != "output" or limit is not None)
     )
     drift = history.table("drift", "relative_l2", names)
     if not names or not np.isfinite(drift).any():
@@ -39,7 +57,7 @@ def excessive_drift(history: History) -> Finding | None:
         if not names:
             return None
     last = _last_known(drift)
-    threshold = float(limit) if limit is not None else FAR
+    threshold = limit if limit is not None else FAR
     usual = float(nanmedian(last))
     over = [int(i) for i in np.argsort(-np.nan_to_num(last)) if last[i] > threshold]
     if not over:
@@ -59,9 +77,64 @@ def excessive_drift(history: History) -> Finding | None:
         first=_start_of(history, drift[:, worst], threshold),
         layers=[names[i] for i in over],
         evidence={"drift": float(last[worst]), "typical": usual, "threshold": threshold},
-        advice="Lower the learning rate (of these layers), freeze them, add L2-SP (a pull towards the "
-        "reference) or use LoRA.",
+        advice=ADVICE,
         confidence=0.95 if limit is not None else 0.8,
+    )
+
+
+def _weights(history: History) -> tuple[str, ...]:
+    """Matrices and embeddings that can move: the trainable ones, and frozen ones that an adapter moves."""
+    table = history.tensors
+    frozen = tuple(
+        table.index[table["role"].isin([*MATRICES, "embedding"]) & ~table["trainable"].astype(bool)]
+    )
+    moved = (np.nan_to_num(history.table("drift", "relative_l2", frozen)) > 0).any(axis=0)
+    return (
+        *history.names(*MATRICES, "embedding"),
+        *(name for name, hit in zip(frozen, moved, strict=True) if hit),
+    )
+
+
+def _budgets(history: History, limit: Mapping[str, float]) -> dict[str, str]:
+    """Tensor -> the strictest budget that names it. A budget is that of matrices and embeddings where it
+    names any: next to them biases and gains are small and move far."""
+    main = set(_weights(history))
+    found: dict[str, str] = {}
+    for part in sorted(limit, key=lambda p: float(limit[p])):
+        named = [
+            str(tensor)
+            for tensor, names in zip(history.tensors.index, history.tensors["names"], strict=True)
+            if any(covers(part, name) for name in {str(tensor), *names})
+        ]
+        for name in [n for n in named if n in main] or named:
+            found.setdefault(name, part)
+    return found
+
+
+def _over_budget(history: History, limit: Mapping[str, float], budgets: Mapping[str, str]) -> Finding | None:
+    names = tuple(budgets)
+    allowed = np.array([float(limit[part]) for part in budgets.values()])
+    drift = history.table("drift", "relative_l2", names)
+    if not names or not np.isfinite(drift).any():
+        return None
+    used = drift / allowed
+    last = _last_known(used)
+    over = [int(i) for i in np.argsort(-np.nan_to_num(last)) if last[i] > 1]
+    if not over:
+        return None
+    worst = over[0]
+    name, threshold, moved = names[worst], float(allowed[worst]), float(last[worst] * allowed[worst])
+    since = int(history.steps[np.flatnonzero(np.nan_to_num(used[:, worst]) > 1)[0]])
+    return history.finding(
+        "excessive_drift",
+        "warning",
+        f"{name} moved by {moved:.2%} of its size from the reference, beyond its budget of {threshold:.2%} "
+        f"({budgets[name]}) since step {since}; {len(over)} of {len(names)} tensors are beyond theirs.",
+        first=_start_of(history, drift[:, worst], threshold),
+        layers=[names[i] for i in over],
+        evidence={"drift": moved, "threshold": threshold, "budget": budgets[name], "since": since},
+        advice=ADVICE,
+        confidence=0.95,
     )
 
 

@@ -74,12 +74,7 @@ def open_path(path: str | Path, readers: Mapping[str, Reader] | None = None) -> 
 def _folder(path: Path, known: Mapping[str, Reader]) -> Weights:
     found = next((path / name for name in NAMES if (path / name).exists()), None)
     if found is None:
-        files = sorted(p for p in path.iterdir() if p.suffix == ".safetensors")
-        if not files:
-            raise WeightsError(
-                f"expected weights in {path}, but it holds no .safetensors or pytorch_model.bin"
-            )
-        opened: Weights = files_as_one(str(path), files, known)
+        opened: Weights = files_as_one(str(path), files_of(path), known)
     elif found.name.endswith(".index.json"):
         opened = _indexed(found, known)
     else:
@@ -105,15 +100,39 @@ def _with_config(weights: Weights, path: Path) -> Weights:
     return weights
 
 
-def _indexed(path: Path, known: Mapping[str, Reader]) -> Weights:
+def files_of(path: Path) -> list[Path]:
+    """The files that hold the weights of a folder, or of the index of a sharded checkpoint; else the path.
+
+    Raises:
+        WeightsError: the folder holds none, or the index is damaged.
+    """
+    if path.is_dir():
+        found = next((path / name for name in NAMES if (path / name).exists()), None)
+        files = sorted(p for p in path.iterdir() if p.suffix == ".safetensors")
+        if found is None and not files:
+            raise WeightsError(
+                f"expected weights in {path}, but it holds no .safetensors or pytorch_model.bin"
+            )
+        return files_of(found) if found is not None else files
+    if not path.name.endswith(".index.json"):
+        return [path]
+    return sorted({path.parent / file for file in _places(path).values()})
+
+
+def _places(path: Path) -> dict[str, str]:
+    """What an index says: tensor -> the file that holds it."""
     try:
         places = json.loads(path.read_bytes())["weight_map"]
-        files = sorted({str(file) for file in places.values()})
+        return {str(name): str(file) for name, file in places.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(
             f"expected the index of a sharded checkpoint (a JSON object with weight_map), but {path} is none"
         ) from None
-    opened = files_as_one(str(path), [path.parent / file for file in files], known)
+
+
+def _indexed(path: Path, known: Mapping[str, Reader]) -> Weights:
+    places = _places(path)
+    opened = files_as_one(str(path), files_of(path), known)
     for name, file in places.items():
         if name not in opened.entries and name not in opened.problems:
             why = opened.problems.get(

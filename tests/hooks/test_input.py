@@ -73,6 +73,17 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "an empty reference": (trying(reference={}), ValueError, "maps names to tensors, got none"),
     "keep": (trying(keep="some"), ValueError, 'expected keep="full"'),
     "drift_limit": (trying(drift_limit=-1.0), ValueError, "drift_limit above 0"),
+    "a drift_limit of nothing": (trying(drift_limit={}), ValueError, "got an empty mapping"),
+    "a drift_limit of words": (trying(drift_limit="small"), ValueError, "drift_limit above 0.*got 'small'"),
+    "a budget below 0": (trying(drift_limit={"0": -0.1}), ValueError, "drift_limit of 0 above 0.*got -0.1"),
+    "a budget that is none": (trying(drift_limit={"0": None}), ValueError, "drift_limit of 0.*got None"),
+    "a budget of no tensor": (trying(drift_limit={"layers.0-5": 0.1}), ValueError, "'layers.0-5' is in none"),
+    "a range from high to low": (trying(drift_limit={"2-0": 0.1}), ValueError, "'2-0' is in none"),
+    "a budget without a name": (
+        trying(drift_limit={3: 0.1}),
+        ValueError,
+        "3 is in none: names are like 0.weight",
+    ),
     "a store of no known kind": (trying(run="ftps://bucket/run"), RunError, "ftps"),
     "config": (trying(config="lr=0.1"), TypeError, "config as a mapping, got str"),
 }
@@ -184,6 +195,9 @@ def test_run_json_says_what_is_needed_to_repeat_the_training(tmp_path: Path) -> 
     info = Run(tmp_path / "run").info
     assert (info["seed"], info["every"], info["budget"], info["reference"]) == (7, 3, None, "start")
     assert (info["config"]["lr"], info["drift_limit"]) == (1e-3, 0.5)
+    with watch(model, optimizer, run=tmp_path / "budgets", drift_limit={"weight": 0.5}):
+        train(model, optimizer, 1)
+    assert Run(tmp_path / "budgets").info["drift_limit"] == {"weight": 0.5}
     assert info["optimizers"][0]["class"] == "AdamW"
     assert info["optimizers"][0]["groups"][0]["weight_decay"] == 0.1
     assert info["versions"]["torch"] == torch.__version__

@@ -319,7 +319,8 @@ def test_how_far_lora_moved_a_pretrained_network_from_its_checkpoint(tmp_path: P
     with safe_open(pretrained / "model.safetensors", "pt") as checkpoint:
         kept = {f"bert.{name}" for name in checkpoint.keys() if "position_ids" not in name}  # noqa: SIM118
     assert kept <= set(drift.index)
-    assert drift[sorted(kept)].max() == 0.0
+    moved = {name for name in kept if drift[name].max() > 0}
+    assert moved == {name for name in kept if name.endswith("query.weight")}  # as if merged
     adapters = run.stats("update")
     assert set(adapters.loc[adapters["norm"] > 0, "tensor"].str.extract(r"(lora_[AB]|classifier)")[0]) == {
         "lora_A", "lora_B", "classifier",

@@ -705,6 +705,42 @@ def test_the_users_drift_limit_counts() -> None:
     assert only(made, "excessive_drift").evidence["threshold"] == 0.9
 
 
+def test_a_budget_for_some_layers() -> None:
+    """Names the budget, the layer, how far it moved and since when; the strictest one counts."""
+    made = Made()
+    for name, row in made.rows["drift"].items():
+        row["relative_l2"] = 0.02 * made.steps / made.steps[-1] * (2.0 if name.startswith("3.") else 1.0)
+    made.info["drift_limit"] = {"0-4": 0.05}
+    assert alarms(made) == []
+    made.info["drift_limit"] = {"0-4": 0.03, "3": 1.0, "4": 0.3}
+    finding = only(made, "excessive_drift")
+    assert finding.layers == ("3.weight",)  # and not its bias
+    since = int(made.steps[np.flatnonzero(made.rows["drift"]["3.weight"]["relative_l2"] > 0.03)[0]])
+    assert finding.evidence == {"drift": 0.04, "threshold": 0.03, "budget": "0-4", "since": since}
+    assert "3.weight moved by 4.00% of its size from the reference" in finding.summary
+    assert f"beyond its budget of 3.00% (0-4) since step {since}" in finding.summary
+    made.info["drift_limit"] = {"3.bias": 0.03}
+    assert only(made, "excessive_drift").layers == ("3.bias",)
+
+
+def test_layers_without_a_budget_are_judged_as_ever() -> None:
+    made = pretrained(Made())
+    made.info["drift_limit"] = {"0": 5.0}
+    assert "0.weight" not in only(made, "excessive_drift").layers
+    made.info["drift_limit"] = {"0-9": 5.0}
+    assert alarms(made) == []
+
+
+def test_frozen_weights_that_an_adapter_moves_count() -> None:
+    made = Made()
+    made.info["drift_limit"] = {"0-9": 2.0}
+    for entry in made.layers:
+        entry["trainable"] = entry["tensor"] in ("1.weight", "5.weight")
+    for name, row in made.rows["drift"].items():
+        row["relative_l2"] = row["relative_l2"] * {"2.weight": 3.0, "1.weight": 1.0}.get(name, 0.0)
+    assert only(made, "excessive_drift").layers == ("2.weight",)
+
+
 def test_going_on_with_ones_own_training_is_a_remark() -> None:
     made = pretrained(Made())
     made.rows["initial_weight"]["5.bias"].update(min=[-0.5], max=[0.6])
