@@ -222,7 +222,7 @@ def test_every_integration_measures_what_a_plain_loop_does(
 
 def test_keras(tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)])
+    model: Any = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)])
     names = ["0.weight", "0.bias", "1.weight", "1.bias"]
     pretrained = {  # as it is logged: (out, in), as torch stores it
         name: torch.from_numpy((value + 0.1).T.copy())
