@@ -53,8 +53,9 @@ def test_attaching_takes_five_lines() -> None:
 
 def test_python_blocks_print_what_they_promise(folder: Path) -> None:
     numbers = [i for i, (language, _) in enumerate(BLOCKS) if language == "python"]
-    attach, pandas, duckdb, linear = ((folder / f"{i}.out").read_text() for i in numbers)
+    attach, tuned, pandas, duckdb, linear = ((folder / f"{i}.out").read_text() for i in numbers)
     assert attach == ""
+    assert all(word in tuned for word in ("relative_l2", "4.bias"))
     for words, output in ((("norm", "0.weight", "low"), pandas), (("mean", "298"), duckdb)):
         assert all(word in output for word in words), output
     assert linear.startswith("step  0: weight")
@@ -69,7 +70,9 @@ def test_the_healthy_example_has_no_alarm(folder: Path) -> None:
 
 def test_commands_run(folder: Path) -> None:
     commands = [c for c in _commands("bash") if c.startswith("layerwatch")]
-    assert {c.split()[1] for c in commands} == {"dashboard", "check", "explain", "runs", "export", "drift"}
+    assert {c.split()[1] for c in commands} == {
+        "check", "dashboard", "drift", "explain", "export", "lineage", "precision", "runs", "verify",
+    }  # fmt: skip
     shutil.copytree(folder / "runs" / "exp1", folder / "runs" / "exp2")
     for command in commands:
         words = [sys.executable, "-m", "layerwatch", *command.split()[1:]]

@@ -87,12 +87,20 @@ class RunAt:
             return str(self.run.info["reference"])
         return f"{self.run.name} at {'the start' if self.step == INITIAL else f'step {self.step}'}"
 
-    def known(self) -> dict[str, Known]:
-        """Tensor -> what the log holds of it at this step."""
+    def check_logged(self) -> None:
+        """The log holds weights of this state, as far as it ever does.
+
+        Raises:
+            RunError: it is the reference.
+        """
         if self.step == REFERENCE:
             raise RunError(
-                f"expected a captured step of {self.run.name} itself to compare its reference with"
+                f"expected {self.run.name} at a captured step: of its reference the log has the distance only"
             )
+
+    def known(self) -> dict[str, Known]:
+        """Tensor -> what the log holds of it at this step."""
+        self.check_logged()
         kind = "initial_weight" if self.step == INITIAL else "weight"
         columns = ["step", "tensor", "count", "norm", "mean", "std"]
         stats = self.run.stats(kind, columns=columns)

@@ -45,6 +45,7 @@ def run_report(at: RunAt, *, least_snr: float = LEAST_SNR) -> PrecisionReport:
         RunError: the weights were not logged then.
     """
     check_snr(least_snr)
+    at.check_logged()
     kind, step = ("initial_weight", None) if at.step == INITIAL else ("weight", int(at.step))
     rows = {row["tensor"]: row for row in at.run.sums(kind, _COLUMNS, step, step).to_pylist()}
     if not rows:

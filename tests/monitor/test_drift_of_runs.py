@@ -90,8 +90,10 @@ def test_from_the_reference_that_the_run_was_given(
         drift = layerwatch.drift(a, tmp_path / "two")
         assert drift.a == str(path)
         assert_true(drift, states[9], dict(model.state_dict()), error=0.0)
-    with pytest.raises(RunError, match="of two itself"):
+    with pytest.raises(RunError, match="the distance only"):
         layerwatch.drift(f"{tmp_path / 'two'}@reference", states[9])
+    with pytest.raises(RunError, match="the distance only"):
+        layerwatch.precision(f"{tmp_path / 'two'}@reference")
 
 
 def test_a_run_against_a_file(trained: tuple[Path, dict[int | str, State]], tmp_path: Path) -> None:
