@@ -37,7 +37,8 @@ _LOWER = {"loss", "error", "err", "perplexity", "ppl", "nll", "mse", "mae", "rms
 _HIGHER = {
     "acc", "accuracy", "auc", "f1", "bleu", "rouge", "precision", "recall", "reward", "return", "r2", "psnr",
 }  # fmt: skip
-_RATE = re.compile(r"lr(/\d+)?$")
+#: Learning rates.
+RATE = re.compile(r"lr(/\d+)?$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +104,10 @@ def _layer_course(history: History, kind: str, column: str, names: tuple[str, ..
 
 
 def _scalar_course(history: History, name: str) -> Course | None:
-    if _words(name) & _IGNORED or name.startswith("recorder/"):  # written around single steps
+    if not is_result(name):
         return None
     steps, values = history.scalar(name)
-    if _RATE.match(name):  # logged when it changes: it holds until then
+    if RATE.match(name):  # logged when it changes: it holds until then
         steps, values = _held(steps, values, history.steps)
         return Course((name,), steps, values[:, None]) if steps.size else None
     keep = np.isfinite(values)
@@ -125,6 +126,11 @@ def smooth(values: Floats, least: int = WIDTHS[0]) -> Floats:
     width = int(np.clip(len(values) * SMOOTHED, least, WIDTHS[1])) | 1
     smoothed = pd.DataFrame(values).rolling(width, center=True, min_periods=1).median().to_numpy()
     return np.where(np.isnan(values), np.nan, smoothed)
+
+
+def is_result(name: str) -> bool:
+    """A scalar is a result of the training: no clock or counter, and not written around single steps only."""
+    return not (_words(name) & _IGNORED or name.startswith("recorder/"))
 
 
 def better(name: str) -> int:

@@ -8,6 +8,7 @@ import dash_mantine_components as dmc
 from dash import Dash, Input, Output, State, html, no_update
 
 from ...monitor import RunError
+from ...monitor.comparing import matching_note, parting_sentence
 from ..components import aria, choice, notice, scale, select, smoothing, state_id, toolbar
 from ..figures.compare import MAX_PANELS, MAX_RUNS, map_height, multiples_height
 from ..figures.theme import Style
@@ -17,10 +18,8 @@ from ..urls import View
 from .compare_facts import (
     chosen,
     common_layers,
-    matching_note,
     pair_of,
     parting,
-    parting_sentence,
     scalar_names,
 )
 from .compare_plots import ALL, CURVES, DRIFT, GRADIENT, HISTOGRAM, KINDS, PLOTS

@@ -6,10 +6,12 @@ from typing import Any
 
 from dash import dcc, html
 
+from ...monitor.comparing import differences, settings
+from ...monitor.results import Ending, direction, ending
 from ..queries import Library
 from ..text import integer, number
 from ..urls import href
-from .compare_facts import Ending, differences, direction, ending, scalar_names, settings
+from .compare_facts import scalar_names
 
 LONG = 12  # rows: above so many a field to search them
 Filled = tuple[Any, str, str]  # the table, a note, the class of its search field

@@ -16,11 +16,13 @@ from layerwatch.dashboard.figures.cells import values_of
 from layerwatch.dashboard.figures.histogram import density
 from layerwatch.dashboard.figures.theme import DARK, LIGHT
 from layerwatch.dashboard.pages import compare_facts, compare_tables
-from layerwatch.dashboard.pages.compare_facts import Ending, chosen, differences, direction, pair_of, settings
+from layerwatch.dashboard.pages.compare_facts import chosen, pair_of
 from layerwatch.dashboard.queries import Library
 from layerwatch.dashboard.shell import open_page
 from layerwatch.dashboard.urls import View
 from layerwatch.monitor import LogWriter
+from layerwatch.monitor.comparing import differences, matching_note, parting_sentence, settings
+from layerwatch.monitor.results import Ending, direction, ending
 from tests.dashboard.made_runs import (
     HOSTILE,
     LAST_EQUAL,
@@ -48,7 +50,7 @@ def drawn(library: Library, **params: str) -> dict[str, Any]:
 
 def sentence(library: Library, a: str, b: str) -> str:
     found, _ = compare_facts.parting(library, library.run(a), library.run(b))
-    return compare_facts.parting_sentence(found, a, b)
+    return parting_sentence(found, a, b)
 
 
 # Which runs -------------------------------------------------------------------------------------------------
@@ -145,11 +147,9 @@ def test_only_what_differs_is_shown(library: Library, made: Library) -> None:
 
 def test_endings_are_the_last_and_the_best_values(made: Library) -> None:
     last = STEPS[-1]
-    assert compare_facts.ending(made.run("base"), "train_loss") == Ending(
-        1 / (1 + last), 1 / (1 + last), last
-    )
-    assert compare_facts.ending(made.run("base"), "accuracy") == Ending(last / 200, last / 200, last)
-    assert compare_facts.ending(made.run("base"), "nothing") == Ending(None)
+    assert ending(made.run("base"), "train_loss") == Ending(1 / (1 + last), 1 / (1 + last), last)
+    assert ending(made.run("base"), "accuracy") == Ending(last / 200, last / 200, last)
+    assert ending(made.run("base"), "nothing") == Ending(None)
     assert [direction(name) for name in ("val_loss", "eval/acc", "lr", "map", "bitmap")] == [-1, 1, 0, 1, 0]
     assert compare_tables.best_of("val_loss", [Ending(2.0, 1.0, 3), Ending(1.5, 1.5, 4), Ending(None)]) == [0]
     assert compare_tables.best_of("val_accuracy", [Ending(0.1, 0.1, 3), Ending(0.4, 0.5, 4)]) == [1]
@@ -176,9 +176,9 @@ def test_identical_different_and_incomparable_runs_are_called_so(made: Library) 
     shifted = sentence(made, "base", "shifted")
     assert shifted.startswith("base and shifted differ from the first common capture on.")
     _, both = compare_facts.parting(made, made.run("base"), made.run("shifted"))
-    assert "nearest pairs" in compare_facts.matching_note(both, "base", "shifted")
+    assert "nearest pairs" in matching_note(both, "base", "shifted")
     _, both = compare_facts.parting(made, made.run("base"), made.run(HOSTILE))
-    note = compare_facts.matching_note(both, "base", "bad")
+    note = matching_note(both, "base", "bad")
     assert note.startswith("3 layers are in both. Only in bad: ")
 
 
