@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .comparisons import compare
     from .dashboard import show
     from .hooks import StopTraining, Watcher, try_precision, watch
     from .monitor import Finding, Run, RunError, WeightsError, export, open_runs
@@ -31,6 +32,7 @@ _OWNERS = {
     "StopTraining": "hooks",
     "Watcher": "hooks",
     "WeightsError": "monitor",
+    "compare": "comparisons",
     "drift": "weights",
     "export": "monitor",
     "lineage": "provenance",
@@ -52,6 +54,7 @@ __all__ = [
     "StopTraining",
     "Watcher",
     "WeightsError",
+    "compare",
     "drift",
     "export",
     "lineage",

@@ -10,16 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import drift_command, lineage_command, precision_command
+from . import compare_command, drift_command, lineage_command, precision_command
 from .zero_code import add_arguments, prepare
 
 #: The modules of commands that are not in `commands`.
-_HOMES = {
-    "drift": "drift_command",
-    "lineage": "lineage_command",
-    "precision": "precision_command",
-    "verify": "lineage_command",
-}
+_HOMES = {"compare": "compare_command", "drift": "drift_command", "lineage": "lineage_command", "precision": "precision_command"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -119,6 +114,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="with --follow: seconds between two looks (default: %(default)g)",
     )
+
+    compare_command.add_arguments(
+        command(
+            "compare", "say in what two runs or weight files differ, and whether by more than seed noise",
+            "layerwatch compare runs/main runs/branch --repeats runs/main-* --format markdown",
+        )
+    )  # fmt: skip
 
     explain = command(
         "explain", "say what a problem is, how it shows, the rule that finds it, and what to do",

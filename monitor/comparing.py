@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .findings import plain
-from .parting import TOLERANCE, Pair, Parting, difference, pair, part
+from .parting import TOLERANCE, Pair, Parting, pair, part
 from .results import Metric, metrics, to_dict
 from .wording import MISSING, integer, number
 
@@ -24,6 +24,15 @@ POINTS = 1024
 LAYERS = 10
 
 
+class Layer(NamedTuple):
+    """How far apart a layer is in both runs, and the numbers that tells it; None of sketches."""
+
+    tensor: str
+    a: float | None
+    b: float | None
+    apart: float
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What `compare_runs` found; `comparison_text.markdown` writes it down.
@@ -31,7 +40,7 @@ class Comparison:
     Attributes:
         a, b, repeats: names of the runs. settings: (setting, of A, of B), those that differ;
         same_settings: how many do not. sentence, matching: `parting` and what was compared, in words.
-        layers: (tensor, difference as a share of A's), the largest first; measure: of what.
+        layers: those furthest apart, furthest first; measure: of what.
         findings: (in A, in B), each None or its finding, where a problem is not of one severity in both.
     """
 
@@ -44,7 +53,7 @@ class Comparison:
     parting: Parting
     sentence: str
     matching: str
-    layers: list[tuple[str, float]]
+    layers: list[Layer]
     measure: str
     findings: list[tuple[Finding | None, Finding | None]]
     notes: list[str] = field(default_factory=list)
@@ -60,7 +69,7 @@ class Comparison:
             "same_settings": self.same_settings,
             "metrics": [to_dict(one) for one in self.metrics],
             "parting": {**self.parting._asdict(), "sentence": self.sentence, "matching": self.matching},
-            "layers": [{"tensor": name, "difference": value} for name, value in self.layers],
+            "layers": [layer._asdict() for layer in self.layers],
             "layers_measure": self.measure,
             "findings": [
                 {"a": one and one.to_dict(), "b": other and other.to_dict()} for one, other in self.findings
@@ -168,24 +177,33 @@ def _norms(run: Run, kind: str) -> Overview:
     return run.overview(kind, "norm", POINTS)
 
 
-def _far_layers(a: Run, b: Run, both: Pair) -> tuple[list[tuple[str, float]], str]:
-    """The layers whose weights differ most at the end: by their values where both runs keep sketches of the
-    same step, else by their norms."""
+def _far_layers(a: Run, b: Run, both: Pair) -> tuple[list[Layer], str]:
+    """The layers that differ most at the end, by the best that both runs have logged: sketches of the weights
+    at the same step, drift from one reference, norms."""
     common = sorted(set(a.anchors()) & set(b.anchors()))
     if common and common[-1] >= 0.9 * min(a.last_step, b.last_step):
         frame = a.drift_between(common[-1], common[-1], b)
-        found = dict(zip(frame["tensor"], frame["relative_l2"].astype(float), strict=True))
+        layers = [Layer(n, None, None, x) for n, x in zip(frame["tensor"], frame["relative_l2"], strict=True)]
         measure = f"distance of the weights at step {integer(common[-1])}, as a share of A's norm"
+    elif a.info.get("reference") == b.info.get("reference") and (moved := _drifts(a, b)):
+        layers, measure = moved, "drift from the reference at the end, |w − reference| ÷ |reference|"
     elif both.tensors and len(both.steps):
-        far = difference(both.a[:, -1], both.b[:, -1])
-        found = dict(zip(both.tensors, far.tolist(), strict=True))
-        measure = (
-            f"difference of the weight norms at step {integer(both.steps[-1])}, as a share of the larger"
-        )
+        ends = zip(both.tensors, both.a[:, -1].tolist(), both.b[:, -1].tolist(), strict=True)
+        layers = [Layer(n, x, y, abs(x - y) / max(x, y)) for n, x, y in ends if x > 0 or y > 0]
+        measure = f"weight norms at step {integer(both.steps[-1])}, apart as a share of the larger"
     else:
         return [], "no layer of one name was captured at about the same step"
-    known = {str(name): value for name, value in found.items() if math.isfinite(value) and value > 0}
-    return sorted(known.items(), key=lambda item: -item[1])[:LAYERS], measure
+    known = [layer for layer in layers if math.isfinite(layer.apart) and layer.apart > 0]
+    return sorted(known, key=lambda layer: -layer.apart)[:LAYERS], measure
+
+
+def _drifts(a: Run, b: Run) -> list[Layer]:
+    ends = [
+        run.drift(steps=(int(0.9 * run.last_step), None)).groupby("tensor", sort=False)["relative_l2"].last()
+        for run in (a, b)
+    ]
+    one, two = (dict(zip(end.index, end.astype(float), strict=True)) for end in ends)
+    return [Layer(str(n), one[n], two[n], abs(one[n] - two[n])) for n in one if n in two]
 
 
 def parting_sentence(found: Parting, a: str, b: str) -> str:

@@ -12,9 +12,9 @@ from .wording import MISSING, integer, number
 if TYPE_CHECKING:
     from .comparing import Comparison
     from .findings import Finding
+    from .weights.report import Drift
 
-#: Of so many rows at most a table is shown open; what is longer is folded.
-OPEN = 12
+#: As a result is judged: how it is called.
 VERDICTS = {
     "same": "the same",
     "within": "within seed noise",
@@ -86,16 +86,19 @@ def noise_note(found: Comparison) -> str:
 def results_table(found: Comparison, metrics: Sequence[Metric]) -> str:
     """Final and best values."""
     columns = ("result", code(found.a), code(found.b), "difference", "95 % of runs like A", "verdict")
-    rows = []
-    for one in metrics:
-        rows.append((code(one.name), *_cells(one.last)))
-        if one.best is not None and (one.best.a, one.best.b) != (one.last.a, one.last.b):
-            steps = " and ".join(integer(step) for step in one.best_steps)
-            rows.append((f"best (step {steps})", *_cells(one.best)))
-    return table(columns, rows)
+    return table(columns, [cells for one in metrics for cells in cells_of(one)])
 
 
-def _cells(one: Difference) -> tuple[str, str, str, str, str]:
+def cells_of(one: Metric) -> list[tuple[str, ...]]:
+    """Rows of a table: the final value, and the best one if that is another."""
+    rows = [(code(one.name), *_cells(one.last))]
+    if one.best is not None and (one.best.a, one.best.b) != (one.last.a, one.last.b):
+        steps = " and ".join(integer(step) for step in one.best_steps)
+        rows.append((f"best (step {steps})", *_cells(one.best)))
+    return rows
+
+
+def _cells(one: Difference) -> tuple[str, ...]:
     interval = MISSING if one.low is None else f"{precise(one.low)} to {precise(one.high)}"
     return precise(one.a), precise(one.b), change(one.a, one.b), interval, VERDICTS[one.verdict]
 
@@ -110,7 +113,9 @@ def change(a: float | None, b: float | None) -> str:
     if a is None or b is None or not math.isfinite(b - a):
         return MISSING
     signed = f"{b - a:+.3g}".replace("-", "−", 1)
-    return signed if a == 0 or a == b else f"{signed} ({100 * (b - a) / abs(a):+.2g} %)".replace("(-", "(−")
+    if a in (0, b):
+        return signed
+    return f"{signed} ({'−' if b < a else '+'}{number(100 * abs((b - a) / a))} %)"
 
 
 def slice_sentences(metrics: Sequence[Metric]) -> list[str]:
@@ -134,17 +139,16 @@ def settings_part(found: Comparison) -> str:
         return f"No setting differs ({found.same_settings} are the same)."
     columns = ("setting", code(found.a), code(found.b))
     rows = [[code(text) for text in row] for row in found.settings]
-    return folded(
-        f"Settings that differ ({len(rows)}; {found.same_settings} do not)", table(columns, rows)
-    )
+    return folded(f"Settings that differ ({len(rows)}; {found.same_settings} do not)", table(columns, rows))
 
 
 def layers_part(found: Comparison) -> str:
     """The layers that differ most."""
     if not found.layers:
         return ""
-    rows = [(code(name), number(value)) for name, value in found.layers]
-    body = f"{plain_text(found.measure[:1].upper() + found.measure[1:])}.\n\n{table(('layer', 'apart'), rows)}"
+    columns = ("layer", code(found.a), code(found.b), "apart")
+    rows = [(code(name), *(number(x) for x in numbers)) for name, *numbers in found.layers]
+    body = f"{plain_text(found.measure[:1].upper() + found.measure[1:])}.\n\n{table(columns, rows)}"
     return folded(f"Layers that differ most at the end: {code(found.layers[0][0])} first", body)
 
 
@@ -164,6 +168,42 @@ def findings_part(found: Comparison) -> str:
 
 def _finding(one: Finding | None) -> str:
     return MISSING if one is None else f"{one.severity} since step {one.first_step}: {one.summary}"
+
+
+# Weights ----------------------------------------------------------------------------------------------------
+
+
+def drift_markdown(drift: Drift) -> str:
+    """How far the blocks moved; unusual tensors, and all that was not compared, folded."""
+    blocks = drift.groups("block")
+    rows = [
+        (code(str(one["block"])), str(one["tensors"]), _percent(one["relative_l2"]), number(one["cosine"]))
+        for one in blocks
+    ]
+    unusual = [
+        (code(r["tensor"]), _percent(r["relative_l2"]), r["unusual"]) for r in drift.rows if r["unusual"]
+    ]
+    left = [
+        *((code(name), "only in A") for name in drift.only_in_a),
+        *((code(name), "only in B") for name in drift.only_in_b),
+        *((code(r["tensor"]), f"{r['shape_a']} became {r['shape_b']}") for r in drift.reshaped),
+        *((code(r["tensor"]), f"{r['dtype_a']} became {r['dtype_b']}") for r in drift.retyped),
+        *((code(r["tensor"]), str(r["why"])) for r in drift.not_compared),
+    ]
+    still = sum(row["relative_l2"] == 0 for row in drift.rows)
+    parts = [
+        f"### {code(drift.b)} against {code(drift.a)}",
+        f"{integer(len(drift.rows))} tensors are in both, {integer(still)} of them did not move.",
+        table(("block", "tensors", "moved by", "cosine"), rows) if rows else "",
+        folded(f"Unusual ({len(unusual)})", table(("tensor", "moved by", "why"), unusual)) if unusual else "",
+        folded(f"Not as in both ({len(left)})", table(("tensor", "what"), left)) if left else "",
+        *(f"Note: {plain_text(note)}" for note in drift.notes),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{number(100 * value)} %"
 
 
 # Markdown ---------------------------------------------------------------------------------------------------
@@ -187,7 +227,8 @@ def plain_text(text: str) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; what is no code and not bold is taken as plain text."""
-    lines = [columns, ["---"] * len(columns), *([_cell(text) for text in row] for row in rows)]
+    head, *body = ([_cell(text) for text in row] for row in (columns, *rows))
+    lines = [head, ["---"] * len(columns), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
