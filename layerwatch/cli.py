@@ -14,7 +14,13 @@ from . import compare_command, drift_command, lineage_command, precision_command
 from .zero_code import add_arguments, prepare
 
 #: The modules of commands that are not in `commands`.
-_HOMES = {"compare": "compare_command", "drift": "drift_command", "lineage": "lineage_command", "precision": "precision_command"}
+_HOMES = {
+    "compare": "compare_command",
+    "drift": "drift_command",
+    "lineage": "lineage_command",
+    "precision": "precision_command",
+    "verify": "lineage_command",
+}
 
 
 class _Parser(argparse.ArgumentParser):

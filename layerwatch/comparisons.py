@@ -34,7 +34,7 @@ def compare(a: Any, b: Any, repeats: Sequence[Any] = ()) -> Comparison | Drift:
         return compare_runs(_open(a), _open(b), [_open(run) for run in repeats])
     if repeats:
         raise ValueError(
-            f"expected two runs beside repeats, got {a} and {b}: seed noise is judged by what runs have logged"
+            f"expected two runs beside repeats, got {a} and {b}: seed noise is judged by what runs log"
         )
     from .weights import drift
 
@@ -52,6 +52,7 @@ def _open(source: Any) -> Run:
     run = source if isinstance(source, Run) else Run(source)
     if run.last_step < 0:
         raise RunError(
-            f"the run {source} is empty: nothing is captured yet, wait for its first steps or check the training"
+            f"the run {source} is empty: nothing is captured yet, "
+            "wait for its first steps or check the training"
         )
     return run

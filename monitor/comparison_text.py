@@ -73,8 +73,8 @@ def noise_note(found: Comparison) -> str:
     if known < FEWEST:
         more = FEWEST - known
         return (
-            f"It takes {FEWEST} runs like {code(found.a)}, itself among them, that differ in their seed alone: "
-            f"give {more} more with `--repeats`."
+            f"It takes {FEWEST} runs like {code(found.a)}, itself among them, that differ in their seed "
+            f"alone: give {more} more with `--repeats`."
         )
     judged = sum(one.last.verdict not in ("unknown", "same") for one in found.metrics)
     return (
@@ -159,9 +159,8 @@ def findings_part(found: Comparison) -> str:
     columns = ("problem", code(found.a), code(found.b))
     rows = []
     for one, two in found.findings:
-        known = two or one
-        assert known is not None
-        rows.append((code(known.problem), _finding(one), _finding(two)))
+        problems = [finding.problem for finding in (one, two) if finding is not None]
+        rows.append((code(problems[0]), _finding(one), _finding(two)))
     new = sum(one is None for one, _ in found.findings)
     return folded(f"Findings that differ ({len(rows)}, {new} of them new)", table(columns, rows))
 

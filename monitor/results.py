@@ -127,9 +127,10 @@ def prediction_interval(values: Sequence[float], level: float = LEVEL) -> tuple[
     """Where a further value of the same normal distribution lies with probability `level`; None of fewer than
     three values.
 
-    mean +- t s sqrt(1 + 1 / n), with t of Student's distribution with n - 1 degrees of freedom (Hahn and Meeker
-    1991, Statistical intervals, section 4.7). It takes what seeds do to a result as normally distributed. Of
-    three values it is +- 5.0 s wide, of six 2.8, of eleven 2.3; of two it would be 15.6, which says nothing.
+    mean +- t s sqrt(1 + 1 / n), with t of Student's distribution with n - 1 degrees of freedom (Hahn and
+    Meeker 1991, Statistical intervals, section 4.7). It takes what seeds do to a result as normally
+    distributed. Of three values it is +- 5.0 s wide, of six 2.8, of eleven 2.3; of two it would be 15.6,
+    which says nothing.
 
     >>> low, high = prediction_interval([1.0, 2.0, 3.0])
     >>> round(low, 2), round(high, 2)

@@ -24,8 +24,8 @@ from layerwatch.monitor.description import write_json
 from layerwatch.monitor.problems import SECTIONS, problems
 
 COMMANDS = (
-    "demo", "dashboard", "check", "explain", "calibrate", "run", "runs", "export", "compact", "upload",
-    "import-tensorboard", "precision",
+    "demo", "dashboard", "check", "compare", "explain", "calibrate", "drift", "run", "runs", "export",
+    "compact", "upload", "import-tensorboard", "precision",
 )  # fmt: skip
 FINDING = {"run", "problem", "severity", "layers", "first_step", "last_step", "summary", "evidence", "advice"}
 

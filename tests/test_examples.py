@@ -108,6 +108,12 @@ def test_keras_on_torch(run_example: RunExample) -> None:
     assert re.search(r"^ *0\.weight +\[32, 2\]", output, re.MULTILINE)
 
 
+def test_fine_tuning_tells_how_far_and_what_is_forgotten(run_example: RunExample) -> None:
+    output = run_example("finetune_minilm.py", "--how", "head", "--steps", "2")
+    assert re.search(r"similarity of stories (0\.\d+) to \1, 95 % of the change \+0\.000 to \+0\.000", output)
+    assert len(re.findall(r"^ +encoder\.layer\.\d +moved by +0\.000 %$", output, re.MULTILINE)) == 6
+
+
 def test_a_run_on_an_object_store_is_read_back(run_example: RunExample, object_server: ObjectServer) -> None:
     bucket = object_server.make_bucket()
     output = run_example("object_store.py", f"{bucket}/exp1")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from scipy import stats
 
 from layerwatch import Run, compare
@@ -49,7 +50,10 @@ def seeds(root: Path, count: int) -> list[Run]:
 @pytest.mark.parametrize("count", [3, 4, 8, 30])
 def test_the_interval_is_that_of_the_textbook(count: int) -> None:
     values = np.random.default_rng(count).normal(5, 2, count)
-    mean, deviation = sum(values) / count, math.sqrt(sum((v - values.mean()) ** 2 for v in values) / (count - 1))
+    mean, deviation = (
+        sum(values) / count,
+        math.sqrt(sum((v - values.mean()) ** 2 for v in values) / (count - 1)),
+    )
     reach = float(stats.t.ppf(0.975, count - 1)) * deviation * math.sqrt(1 + 1 / count)
     found = prediction_interval(values.tolist())
     assert found == pytest.approx((mean - reach, mean + reach), rel=1e-3)
@@ -58,8 +62,7 @@ def test_the_interval_is_that_of_the_textbook(count: int) -> None:
 def test_a_further_seed_is_outside_in_one_case_of_twenty() -> None:
     rng = np.random.default_rng(0)
     verdicts = [
-        judge(a, b, repeats, 1).verdict
-        for a, b, *repeats in rng.normal(0.9, 0.01, (2000, 5)).tolist()
+        judge(a, b, repeats, 1).verdict for a, b, *repeats in rng.normal(0.9, 0.01, (2000, 5)).tolist()
     ]
     outside = sum(verdict != "within" for verdict in verdicts) / len(verdicts)
     assert outside == pytest.approx(0.05, abs=0.015)
@@ -97,8 +100,8 @@ def test_results_are_judged_against_repeats_and_slices_do_not_hide(tmp_path: Pat
 
 
 def test_without_repeats_nothing_is_claimed(tmp_path: Path) -> None:
-    runs = seeds(tmp_path, 2)
-    text = markdown(compare_runs(*runs))
+    a, b = seeds(tmp_path, 2)
+    text = markdown(compare_runs(a, b))
     assert "cannot be told" in text
     assert "give 2 more with `--repeats`" in text
     assert "better" not in text
@@ -132,6 +135,40 @@ def test_runs_without_a_common_layer_are_still_compared(made: Path) -> None:
     assert "cannot be said" in found.sentence
     assert found.layers == []
     assert [one.last.verdict for one in found.metrics] == ["same", "same"]
+
+
+# Weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> tuple[str, str]:
+    """Two files: a block that moved by a tenth, one that did not, a tensor that only the second has."""
+    rng = np.random.default_rng(0)
+    before = {f"blocks.{i}.weight": rng.normal(size=(4, 4)).astype(np.float32) for i in range(2)}
+    after = {
+        **before,
+        "blocks.1.weight": before["blocks.1.weight"] * 1.1,
+        "new|.weight": np.ones(2, np.float32),
+    }
+    save_file(before, tmp_path / "a.safetensors")
+    save_file(after, tmp_path / "b.safetensors")
+    return str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")
+
+
+def test_weight_files_are_compared_through_drift(
+    weights: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *weights, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    moved = {row["tensor"]: row["relative_l2"] for row in found["tensors"]}
+    assert moved == {"blocks.0.weight": 0, "blocks.1.weight": pytest.approx(0.1, rel=1e-5)}
+    assert main(["compare", *weights, "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert "| `blocks.1` | 1 | 10 % | 1 |" in text
+    assert "| `new\\|.weight` | only in B |" in text
+    assert "2 tensors are in both, 1 of them did not move." in text
+    assert main(["compare", *weights]) == 0
+    assert "blocks.1" in capsys.readouterr().out
 
 
 # The command ------------------------------------------------------------------------------------------------
