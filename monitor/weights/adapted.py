@@ -59,8 +59,9 @@ class AdapterChange:
 
 
 class Adapted(Weights):
-    """Base weights with an adapter applied. Values of changed tensors are float64: exact but for the rounding
-    of the factors' product, which is made for the asked rows only, in the factors' precision.
+    """Base weights with an adapter applied. Values of changed tensors are as if merged in float32 (in float64
+    where the base or the adapter is), whatever the base is stored in; the factors' product is made for the
+    asked rows only.
 
     `entries` has the base's stored names and types. `problems` lists what of the adapter could not be
     applied, with the reason: those tensors are as in the base. `stored` serves unchanged tensors only.
@@ -182,29 +183,27 @@ class Adapted(Weights):
         if use.bias:
             before = decoded(self._unchanged(name, start, stop), self.entries[name].dtype)
             change = self.adapter.weights.values(str(use.pair.bias), start, stop) * use.pair.scale
-            return before.astype(np.float64) + change
+            return before + change
         if use.pair.magnitude:
             return self._dora(name, use.pair, start, stop)
-        return self.base.values(name, start, stop) + self._product(use).part(start, stop).astype(np.float64)
+        return self.base.values(name, start, stop) + self._product(use).part(start, stop)
 
     def _product(self, use: _Use) -> LowRank:
         found = self._change(use.pair)
         return LowRank(found.right.T, found.left.T, found.scale) if use.transposed else found
 
-    def _dora(self, name: str, pair: Pair, start: int, stop: int) -> NDArray[np.float64]:
+    def _dora(self, name: str, pair: Pair, start: int, stop: int) -> NDArray[np.floating]:
         """Each row of W0 + scale * B A, at the length that its magnitude says (Liu et al. 2024, DoRA)."""
         change = self._change(pair)
         width = change.shape[1]
         first, last = start // width, -(-stop // width)
-        whole = self.base.values(name, first * width, last * width) + change.part(
-            first * width, last * width
-        ).astype(np.float64)
-        rows = whole.reshape(last - first, width)
+        whole = self.base.values(name, first * width, last * width)
+        rows = (whole + change.part(first * width, last * width)).reshape(last - first, width)
         lengths = np.linalg.norm(rows, axis=1)
         magnitudes = self._magnitudes(str(pair.magnitude)).reshape(-1)[first:last]
         with np.errstate(divide="ignore", invalid="ignore"):
             rows *= (magnitudes / lengths)[:, None]
-        return whole[start - first * width : stop - first * width]
+        return rows.reshape(-1)[start - first * width : stop - first * width]
 
     @property
     def adapted(self) -> list[str]:

@@ -232,6 +232,20 @@ def test_the_change_relative_to_the_base() -> None:
             assert change.rank == 3
 
 
+def test_values_are_as_precise_as_a_merge_in_float32() -> None:
+    """Also of a base in half the bits, which a merge in its own type would round."""
+    torch.manual_seed(0)
+    base = torch.randn(50, 60).bfloat16()
+    a, b = torch.randn(2, 60), 1e-3 * torch.randn(50, 2)
+    with open_adapted({"w.weight": base}, {"w.lora_A": a, "w.lora_B": b}, alpha=2) as found:
+        values = whole(found, "w.weight")
+        assert (found.entries["w.weight"].dtype, values.dtype) == ("bfloat16", np.float32)
+        truth = (base.double() + b.double() @ a.double()).flatten().numpy()
+        assert np.abs(values - truth).max() <= 2.0**-22
+    with open_adapted({"w.weight": base.double()}, {"w.lora_A": a, "w.lora_B": b}, alpha=2) as found:
+        assert whole(found, "w.weight").dtype == np.float64
+
+
 def test_no_large_matrix_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a large adapted weight: never more rows of the product than a block touches."""
     sizes = []
