@@ -221,11 +221,11 @@ def role_of(name: str, parameter: Tensor, module: nn.Module | None) -> str:
     kind = type(module).__name__.lower()
     if "norm" in kind and "parametri" not in kind:
         return "norm_bias" if leaf == "bias" else "norm_gain"
+    for lora in ("lora_a", "lora_b"):
+        if lora in name.lower().replace("lora_embedding_", "lora_"):
+            return lora
     if "embedding" in kind:
         return "embedding"
-    for lora in ("lora_a", "lora_b"):
-        if lora in name.lower():
-            return lora
     if leaf.startswith("bias") or leaf.endswith("bias"):
         return "bias"
     if isinstance(parameter, UninitializedParameter):

@@ -338,3 +338,21 @@ def test_hugging_face_trainer(tmp_path: Path) -> None:
         expected = float((now[name] - start[name]).norm() / start[name].norm())
         assert expected > 0.01
         assert last["relative_l2"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_effective_change_has_a_budget(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    course = Course(adapted(Net()), tmp_path / "run", drift_limit={"lin": 0.005, "turned": 100.0})
+    course.steps(6)
+    run = course.close()
+    moved = run.drift("lin.weight")
+    roles = run.tensors().set_index("tensor")["role"]
+    assert (roles["emb.lora_embedding_A.default"], roles["emb.lora_embedding_B.default"]) == (
+        "lora_a",
+        "lora_b",
+    )
+    finding = next(f for f in run.findings() if f.problem == "excessive_drift")
+    assert finding.layers == ("lin.weight",)
+    assert finding.evidence["budget"] == "lin"
+    assert finding.evidence["drift"] == pytest.approx(moved["relative_l2"].iloc[-1], rel=1e-3)
+    assert finding.evidence["since"] == moved.loc[moved["relative_l2"] > 0.005, "step"].iloc[0]
