@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 from scipy import stats
 
-from layerwatch import Run, compare
+from layerwatch import Run, compare, watch
 from layerwatch.cli import main
 from layerwatch.monitor import LogWriter
 from layerwatch.monitor.comparing import Comparison, compare_runs
@@ -128,6 +129,26 @@ def test_settings_parting_and_layers(made: Path) -> None:
         ends = [drift_of(times * STEPS[-1], layer.tensor) for times in (1, 2)]
         one, two = (math.sqrt(end.sum_sq / float(end.ref_sum_sq or 0)) for end in ends)
         assert (layer.a, layer.b, layer.apart) == pytest.approx((one, two, two - one))
+
+
+def test_weights_at_the_same_anchor_tell_how_far_layers_are_apart(tmp_path: Path) -> None:
+    ends = []
+    for rate in (0.01, 0.1):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), rate)
+        with watch(model, optimizer, run=tmp_path / str(rate), every=1, anchors=[1, 3]):
+            for _ in range(4):
+                optimizer.zero_grad()
+                model(torch.ones(1, 3)).square().sum().backward()
+                optimizer.step()
+        ends.append(model.weight.detach().double().numpy())
+    found = compare_runs(Run(tmp_path / "0.01"), Run(tmp_path / "0.1"))
+    assert found.measure.startswith("distance of the weights at step 3")
+    apart = {layer.tensor: layer.apart for layer in found.layers}
+    assert apart["weight"] == pytest.approx(
+        np.linalg.norm(ends[1] - ends[0]) / np.linalg.norm(ends[0]), rel=1e-5
+    )
 
 
 def test_runs_without_a_common_layer_are_still_compared(made: Path) -> None:
