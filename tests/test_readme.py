@@ -71,7 +71,8 @@ def test_the_healthy_example_has_no_alarm(folder: Path) -> None:
 def test_commands_run(folder: Path) -> None:
     commands = [c for c in _commands("bash") if c.startswith("layerwatch")]
     assert {c.split()[1] for c in commands} == {
-        "check", "dashboard", "drift", "explain", "export", "lineage", "precision", "runs", "verify",
+        "check", "compare", "dashboard", "drift", "explain", "export", "lineage", "precision", "runs",
+        "verify",
     }  # fmt: skip
     shutil.copytree(folder / "runs" / "exp1", folder / "runs" / "exp2")
     for command in commands:

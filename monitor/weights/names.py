@@ -64,13 +64,15 @@ def role_of(name: str, shape: tuple[int, ...]) -> str:
 
 
 def block_of(name: str) -> str:
-    """The repeated block that a tensor belongs to: its name up to the first number; else its first part.
+    """The block that a tensor belongs to: its name up to the first number; else what holds its module.
 
-    >>> block_of("encoder.layer.11.output.dense.weight"), block_of("embeddings.word_embeddings.weight")
-    ('encoder.layer.11', 'embeddings')
+    >>> block_of("encoder.layer.11.output.dense.weight"), block_of("bert.embeddings.word_embeddings.weight")
+    ('encoder.layer.11', 'bert.embeddings')
+    >>> block_of("head.weight"), block_of("w")
+    ('head', 'w')
     """
     number = _NUMBER.search(name)
-    return name[: number.end()] if number else name.partition(".")[0]
+    return name[: number.end()] if number else ".".join(name.split(".")[:-2]) or name.partition(".")[0]
 
 
 def pattern_of(name: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .names import Matched, role_of
+from .names import Matched, pattern_of, role_of
 from .source import Weights
 
 #: Classes that are named: those whose prior changed most.
@@ -41,14 +42,19 @@ def output_layers(a: Weights, b: Weights, matched: Matched) -> list[dict[str, An
 
 
 def _biases(a: Weights, b: Weights, pairs: Mapping[str, tuple[str, str]]) -> list[str]:
-    """By name; where no name tells, of the last of several matrices, if it has fewer outputs than inputs."""
+    """By name; where no name tells, of the last of several matrices, if it has fewer outputs than inputs and
+    no other block has its like."""
     shapes = {name: a.entries[here].shape for name, (here, _) in pairs.items()}
     heads = [name for name, shape in shapes.items() if role_of(name, shape) == "output"]
     if not heads:
         matrices = [
             n for n, shape in shapes.items() if role_of(n, shape) == "matrix" and n.endswith("weight")
         ]
-        heads = [n for n in matrices[-1:] if len(matrices) > 1 and shapes[n][0] < shapes[n][1]]
+        likes = Counter((pattern_of(n), shapes[n]) for n in matrices)
+        heads = [
+            n for n in matrices[-1:]
+            if len(matrices) > 1 and shapes[n][0] < shapes[n][1] and likes[pattern_of(n), shapes[n]] == 1
+        ]  # fmt: skip
     found = []
     for head in heads:
         bias = head.removesuffix("weight") + "bias"

@@ -226,6 +226,20 @@ def test_a_moved_output_bias_is_told_as_a_class_prior() -> None:
     assert sum(shifts.values()) == pytest.approx(0.0, abs=1e-6)  # what all logits share changes nothing
 
 
+def test_the_last_layer_of_an_encoder_is_no_output_layer() -> None:
+    """Without a name that tells, the last matrix is taken, unless each block has one like it."""
+    torch.manual_seed(0)
+    encoder = {
+        f"layer.{i}.output.{leaf}": torch.randn(*shape)
+        for i in range(3) for leaf, shape in (("weight", (4, 9)), ("bias", (4,)))
+    }  # fmt: skip
+    assert layerwatch.drift(encoder, moved(encoder)).output == []
+    plain = dict(
+        torch.nn.Sequential(torch.nn.Linear(9, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)).state_dict()
+    )
+    assert [layer["tensor"] for layer in layerwatch.drift(plain, moved(plain)).output] == ["2.bias"]
+
+
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40), (12, 5, 2, 2)])
 @pytest.mark.parametrize("exact", [True, False])
 def test_ranks_and_directions_agree_with_numpy(
