@@ -45,11 +45,14 @@ def start(tmp_path: Path, checkout: Path) -> Any:
     started: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: str) -> subprocess.Popen[str]:
+        # Shells let what they start in the background ignore interrupts, and children inherit that.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=tmp_path, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+        signal.signal(signal.SIGINT, before)
         started.append(process)
         return process
 
