@@ -57,7 +57,8 @@ def _print(report: PrecisionReport, by: str) -> None:
     at = "" if report.step is None else f" at step {report.step}"
     _say(f"\n[bold]{escape(report.source)}[/]{at} · {len(report.tensors)} tensors")
     if by == "layer":
-        table = _table("tensor", "kurtosis", "fp16 lost", "bf16 lost", *_SHOWN.values(), "advised")
+        narrow = [heading.replace("/", "\n/") for heading in _SHOWN.values()]  # room for the names
+        table = _table("tensor", "kurtosis", "fp16\nlost", "bf16\nlost", *narrow, "advised")
         for tensor in report.tensors:
             table.add_row(*map(escape, _line(tensor)))
     else:
