@@ -124,16 +124,21 @@ def _read_checkpoint(path: Path) -> tuple[Any, MappedFile | None]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         return state, file if mapped else None
     except Exception as error:  # every kind of damage has its own type of error
-        code = _CODE.search(str(error))
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if code:
-            reason = f"it asks to run {code[1]}, code that is never run"
-        elif isinstance(error, EOFError) or "central directory" in reason:
-            reason = "it is cut short or damaged"
-        raise ValueError(
-            f"expected a checkpoint that holds tensors only, but {path} cannot be read ({reason:.120}): "
-            "save model.state_dict()"
-        ) from None
+        raise ValueError(unreadable(path, error)) from None
+
+
+def unreadable(path: object, error: Exception) -> str:
+    """Why torch.load could not read a file, and what to do."""
+    code = _CODE.search(str(error))
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if code:
+        reason = f"it asks to run {code[1]}, code that is never run"
+    elif isinstance(error, EOFError) or "central directory" in reason:
+        reason = "it is cut short or damaged"
+    return (
+        f"expected a checkpoint that holds tensors only, but {path} cannot be read ({reason:.120}): save "
+        "model.state_dict()"
+    )
 
 
 def match(

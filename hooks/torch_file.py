@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..monitor.errors import WeightsError
 from ..monitor.weights import STORAGE, Entry, Weights
-from .checkpoint import load_state
+from .checkpoint import load_state, unreadable
 from .shards import is_sharded
 
 
@@ -64,8 +64,7 @@ class TorchFile(Weights):
                 state = torch.load(file, map_location="meta", weights_only=True)
             return dict(load_state(state, names=str).tensors)
         except Exception as error:  # every kind of damage has its own type of error
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise WeightsError(f"the tensors of {self.label} cannot be read ({first:.160})") from None
+            raise WeightsError(unreadable(self.label, error)) from None
 
     def stored(self, name: str, start: int, stop: int) -> NDArray[Any]:
         place, kind = self._places[name], STORAGE[self.entries[name].dtype]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,22 @@ from ..monitor.errors import WeightsError
 from ..monitor.weights import STORAGE, Entry, Weights
 from .checkpoint import load_state
 from .shards import is_sharded
+from .torch_file import TorchFile
 
 #: Types that numpy lacks: seen as integers of the same size.
 _AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
-_DONT_NEED = 4  # MADV_DONTNEED
-_PAGE = 4096
+
+
+def open_torch(path: Path) -> Weights:
+    """A file that torch.save wrote: read in blocks; of the format before torch 1.6, or with a torch before
+    2.6, loaded.
+
+    Raises:
+        WeightsError: it holds no tensors, or something else than tensors, or it is damaged.
+    """
+    if zipfile.is_zipfile(path) and hasattr(torch.UntypedStorage, "_checkpoint_offset"):
+        return TorchFile(path)
+    return StateWeights(path)
 
 
 class StateWeights(Weights):
@@ -28,7 +38,8 @@ class StateWeights(Weights):
 
     Args:
         state: names -> tensors, on any device; below "state_dict", "model_state_dict" or "model" is looked
-            into as well. A path: of a file that torch.save wrote, read with weights_only=True.
+            into as well. A path: of a file that torch.save wrote, loaded with weights_only=True; `open_torch`
+            reads it without holding it.
 
     Raises:
         WeightsError: it holds no tensors, or something else than tensors, or it is damaged.
@@ -41,7 +52,6 @@ class StateWeights(Weights):
             loaded = load_state(state, names=str)
         except (TypeError, ValueError) as error:
             raise WeightsError(str(error)) from None
-        self._mapped = loaded.file is not None and sys.platform == "linux"
         self._tensors: dict[str, Tensor] = {}
         for name, tensor in loaded.tensors.items():
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -57,12 +67,7 @@ class StateWeights(Weights):
             whole = torch.view_as_real(whole.resolve_conj())
         part = whole.reshape(-1)[start:stop]
         kept = part.view(_AS_INTEGERS.get(part.dtype, part.dtype)).cpu().numpy()
-        kept = kept.view(STORAGE[self.entries[name].dtype])
-        if not self._mapped or not whole.is_contiguous():
-            return kept
-        kept = kept.copy()
-        _forget(part)
-        return kept
+        return kept.view(STORAGE[self.entries[name].dtype])
 
 
 def _unreadable(tensor: Tensor, kind: str) -> str:
@@ -71,11 +76,3 @@ def _unreadable(tensor: Tensor, kind: str) -> str:
     if tensor.layout is not torch.strided or tensor.is_quantized or kind not in STORAGE:
         return f"packed elements of type {kind} ({tensor.layout}) cannot be read one by one"
     return "it has no data (device meta)" if tensor.device.type == "meta" else ""
-
-
-def _forget(part: Tensor) -> None:
-    """Give back the memory that pages of a mapped file take: they are read again when asked for again."""
-    begin = -(-part.data_ptr() // _PAGE) * _PAGE
-    size = (part.data_ptr() + part.nbytes - begin) // _PAGE * _PAGE
-    if size > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _DONT_NEED)

@@ -176,9 +176,9 @@ def precision(source: Any, *, least_snr: float = 20.0) -> PrecisionReport:
 
 def _torch_file(path: Path) -> Weights:
     try:
-        from .hooks.weights import StateWeights
+        from .hooks.weights import open_torch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{path} is a file of PyTorch's, which reading takes torch: pip install 'layerwatch[torch]'"
         ) from error
-    return StateWeights(path)
+    return open_torch(path)
