@@ -106,11 +106,18 @@ class _Place:
         self.contiguous = tensor.is_contiguous()
 
 
-def _unreadable(tensor: Tensor, kind: str) -> str:
+def packed(tensor: Tensor, kind: str) -> str:
+    """Why its elements cannot be read one by one; "" if they can."""
     if is_sharded(tensor):
         return "it is one rank's part of a sharded tensor: gather the full state_dict first"
     if tensor.layout is not torch.strided or tensor.is_quantized or kind not in STORAGE:
         return f"packed elements of type {kind} ({tensor.layout}) cannot be read one by one"
+    return ""
+
+
+def _unreadable(tensor: Tensor, kind: str) -> str:
+    if why := packed(tensor, kind):
+        return why
     if tensor.is_conj() or tensor.is_neg():
         return "it is stored as the conjugate or the negative of what it means"
     if not hasattr(tensor.untyped_storage(), "_checkpoint_offset"):

@@ -14,8 +14,7 @@ from torch import Tensor
 from ..monitor.errors import WeightsError
 from ..monitor.weights import STORAGE, Entry, Weights
 from .checkpoint import load_state
-from .shards import is_sharded
-from .torch_file import TorchFile
+from .torch_file import TorchFile, packed
 
 #: Types that numpy lacks: seen as integers of the same size.
 _AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
@@ -55,7 +54,8 @@ class StateWeights(Weights):
         self._tensors: dict[str, Tensor] = {}
         for name, tensor in loaded.tensors.items():
             kind = str(tensor.dtype).removeprefix("torch.")
-            if why := _unreadable(tensor, kind):
+            no_data = "it has no data (device meta)" if tensor.device.type == "meta" else ""
+            if why := packed(tensor, kind) or no_data:
                 self.problems[name] = why
             else:
                 self.entries[name] = Entry(name, tuple(tensor.shape), kind)
@@ -68,11 +68,3 @@ class StateWeights(Weights):
         part = whole.reshape(-1)[start:stop]
         kept = part.view(_AS_INTEGERS.get(part.dtype, part.dtype)).cpu().numpy()
         return kept.view(STORAGE[self.entries[name].dtype])
-
-
-def _unreadable(tensor: Tensor, kind: str) -> str:
-    if is_sharded(tensor):
-        return "it is one rank's part of a sharded tensor: gather the full state_dict first"
-    if tensor.layout is not torch.strided or tensor.is_quantized or kind not in STORAGE:
-        return f"packed elements of type {kind} ({tensor.layout}) cannot be read one by one"
-    return "it has no data (device meta)" if tensor.device.type == "meta" else ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .monitor import Run, RunError
 from .monitor.comparing import Comparison, compare_runs
+from .weights import drift, is_run
 
 if TYPE_CHECKING:
     from .monitor.weights.report import Drift
@@ -36,16 +36,7 @@ def compare(a: Any, b: Any, repeats: Sequence[Any] = ()) -> Comparison | Drift:
         raise ValueError(
             f"expected two runs beside repeats, got {a} and {b}: seed noise is judged by what runs log"
         )
-    from .weights import drift
-
     return drift(a, b)
-
-
-def is_run(source: Any) -> bool:
-    """A run, its URL or the folder of one."""
-    if isinstance(source, str | Path):
-        return "://" in str(source) or (Path(source) / "run.json").is_file()
-    return isinstance(source, Run)
 
 
 def _open(source: Any) -> Run:

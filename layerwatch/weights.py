@@ -126,24 +126,26 @@ def drift(
 def _state(source: Any, opened: ExitStack) -> RunAt | Weights:
     from .monitor.weights.from_runs import RunAt
 
+    if is_run(source):
+        return RunAt.of(source if isinstance(source, Run) else Run(source))
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Run | str | Path):
         run, step = source
         return RunAt.of(run if isinstance(run, Run) else Run(run), step)
-    if isinstance(source, Run):
-        return RunAt.of(source)
     if isinstance(source, str | Path):
         path, at, step = str(source).rpartition("@")
-        if _is_run(str(source)):
-            return RunAt.of(Run(source))
-        if at and _is_run(path):
+        if at and is_run(path):
             return RunAt.of(Run(path), step)
     if isinstance(source, Weights):  # whoever opened it closes it
         return source
     return opened.enter_context(open_weights(source))
 
 
-def _is_run(path: str) -> bool:
-    return (is_url(path) and "@" not in path) or (Path(path) / "run.json").is_file()
+def is_run(source: Any) -> bool:
+    """A run, its URL or the folder of one; not one at a step, RUN@STEP."""
+    if isinstance(source, str | Path):
+        url = is_url(str(source)) and "@" not in str(source)
+        return url or (Path(source) / "run.json").is_file()
+    return isinstance(source, Run)
 
 
 def precision(source: Any, *, least_snr: float = 20.0) -> PrecisionReport:

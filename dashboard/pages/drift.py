@@ -112,10 +112,12 @@ def still_layers(run: Run) -> dict[str, list[str]]:
     }
     last = run.last_step
     drift = run.drift(max_points=64) if last >= 0 and "drift" in run.kinds() else pd.DataFrame()
-    unmoved = set()
-    if len(drift):
-        latest = drift.groupby("tensor", sort=False)["relative_l2"].last()
-        unmoved = set(latest[latest == 0].index)
+    latest = (
+        drift.groupby("tensor", sort=False)["relative_l2"].last() if len(drift) else pd.Series(dtype=float)
+    )
+    unmoved, moved = set(latest[latest == 0].index), set(latest[latest > 0].index)
+    # A frozen weight moves with its adapter; a rate that has decayed to 0 has moved layers before.
+    groups = {reason: [layer for layer in layers if layer not in moved] for reason, layers in groups.items()}
     named = {layer for layers in groups.values() for layer in layers}
     groups["Trainable, yet not moved at all"] = [
         layer for layer in tensors["tensor"] if layer in unmoved and layer not in named

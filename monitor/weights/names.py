@@ -42,9 +42,11 @@ def role_of(name: str, shape: tuple[int, ...]) -> str:
     'matrix'
     >>> role_of("lm_head.weight", (32000, 4096)), role_of("model.norm.weight", (4096,))
     ('output', 'norm_gain')
+    >>> role_of("embed.lora_embedding_A", (8, 100))
+    'lora_a'
     """
     owner, _, leaf = name.rpartition(".")
-    lower = name.lower()
+    lower = name.lower().replace("lora_embedding_", "lora_")
     for lora, other in (("lora_a", "lora_down"), ("lora_b", "lora_up")):
         if lora in lower or other in lower:
             return lora

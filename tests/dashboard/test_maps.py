@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from layerwatch.dashboard.plots import Scene
 from layerwatch.dashboard.queries import Library
 from layerwatch.dashboard.urls import View
 from layerwatch.hooks import watch
+from layerwatch.monitor import Run
 
 RANDOM = np.random.default_rng(0)
 
@@ -394,3 +396,25 @@ def test_drift_between_anchors(tmp_path: Path) -> None:
     figure = drift.draw(scene(library, "run", **{"from": "4"}))
     assert figure["data"][0]["x"] == [9, 14]
     assert "signs" in said(drift.draw(scene(library, "run", **{"from": "4", "metric": "flipped"})))
+
+
+def test_what_has_moved_does_not_stand_still(tmp_path: Path) -> None:
+    """A frozen weight that an adapter moves, and a layer whose learning rate has decayed to zero."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    model[0].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with watch(model, optimizer, run=tmp_path / "run", every=1):
+        for rate in (0.1, 0.0):
+            optimizer.param_groups[0]["lr"] = rate
+            model(torch.randn(8, 4)).square().sum().backward()
+            optimizer.step()
+    assert drift.still_layers(Run(tmp_path / "run")) == {"Frozen (requires_grad is off)": ["0.bias"]}
+    weights = torch.nn.Linear(4, 4, bias=False).requires_grad_(False)
+    adapted = peft.get_peft_model(torch.nn.Sequential(weights), peft.LoraConfig(target_modules=["0"], r=2))
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
+    with watch(adapted, optimizer, run=tmp_path / "lora", every=1):
+        for _ in range(2):
+            adapted(torch.randn(8, 4)).square().sum().backward()
+            optimizer.step()
+    assert drift.still_layers(Run(tmp_path / "lora")) == {}
