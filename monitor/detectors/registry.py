@@ -56,11 +56,19 @@ def detector(problem: str) -> Callable[[Detector], Detector]:
 
 
 def registered() -> tuple[list[tuple[str, Detector]], list[str]]:
-    """All detectors as (problem, function), and notes about plug-ins that could not be loaded."""
-    for family in FAMILIES:
-        import_module(f".{family}", __package__)
+    """All detectors as (problem, function), and notes about plug-ins that could not be loaded.
+
+    The order is that of the families, then of the names of other modules, whatever was imported first: notes
+    and ties come out alike in every process.
+    """
+    modules = [import_module(f".{family}", __package__).__name__ for family in FAMILIES]
     notes = list(_load_plugins())
-    return list(_table.values()), notes
+
+    def place(entry: tuple[str, Detector]) -> tuple[int, str]:
+        module = entry[1].__module__
+        return (modules.index(module), "") if module in modules else (len(modules), module)
+
+    return sorted(_table.values(), key=place), notes
 
 
 @functools.cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -148,3 +150,15 @@ def test_the_table_of_causes_has_no_circle_and_knows_every_detector() -> None:
 
 def test_severities_ascend() -> None:
     assert findings.SEVERITIES == ("info", "warning", "critical")
+
+
+def test_detectors_come_in_one_order_whatever_was_imported_first() -> None:
+    ask = "print([p for p, f in registered()[0]])"
+    imports = ["from layerwatch.monitor.detectors import registered"]
+    backwards = [f"import layerwatch.monitor.detectors.{family}" for family in reversed(registry.FAMILIES)]
+    told = []
+    for lines in (imports, backwards + imports):
+        command = [sys.executable, "-c", "; ".join([*lines, ask])]
+        told.append(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert told[0] == told[1]
+    assert b"exploding_gradients" in told[0]
