@@ -4,8 +4,9 @@
 
 The runs are made, not measured (see benchmarks/long_run.py), with fewer buckets a histogram than real ones,
 and written by the code that a training runs: 200 layers x 2,000 captured steps of weights, gradients,
-updates, activations and drift; 1,000 x 100,000 with keep="rollup"; 500 small runs; a run that is written to
-while it is looked at. `--folder` keeps them for the next time, `--long` takes a run of long_run.py --folder.
+updates, activations and drift; 1,000 x 100,000 with keep="rollup"; 500 small runs; a scan table of 5,000; a
+run that is written to while it is looked at. `--folder` keeps them for the next time, `--long` takes a run
+of long_run.py --folder.
 
 Times are taken in the page, from the click (the change of a control's value, as the browser reports it) to
 the last frame that Plotly drew because of it; of a page, from the start of the navigation until every plot is
@@ -44,6 +45,7 @@ import long_run
 
 from layerwatch.monitor import LogWriter
 from layerwatch.monitor.description import write_json
+from layerwatch.monitor.fleet import COLUMNS, ScanTable, write_table
 from layerwatch.monitor.parts import PartWriter
 from layerwatch.monitor.schema import GIVEN, TABLES
 from layerwatch.monitor.spans import Span
@@ -101,6 +103,19 @@ AFTER = r"""([what, id, value]) => new Promise((done) => {
 ROWS = """() => new Promise((done) => {
   const look = () => document.querySelector(".ag-row .run-link")
     ? requestAnimationFrame(() => done(performance.now())) : requestAnimationFrame(look);
+  look();
+})"""
+
+
+FLEET = 5000
+PROBLEMS = ["nonfinite", "dead_units", "vanishing_gradients", "overfitting", "exploding_gradients"]
+FLEET_ROWS = ROWS.replace(".ag-row .run-link", ".fleet-table .run-link")
+#: Sets the filter of the Fleet page; resolves when another table is drawn.
+NARROWED = """(text) => new Promise((done) => {
+  const old = document.querySelector(".fleet-table"), began = performance.now();
+  window.dash_clientside.set_props({ state: "filter" }, { value: text });
+  const look = () => document.querySelector(".fleet-table") !== old
+    ? requestAnimationFrame(() => done(performance.now() - began)) : requestAnimationFrame(look);
   look();
 })"""
 
@@ -495,6 +510,68 @@ def many(playwright: Playwright, browser: Browser, folder: Path, report: Report)
         report.line("server memory", [memory(pid)[0]], "MB")
 
 
+def make_table(folder: Path) -> None:
+    """A scan table of runs that do not exist: rows as `layerwatch scan` makes them, of five thousand runs."""
+    rng, now, rows = np.random.default_rng(0), time.time(), []
+    empty = {field.name: [] if pa.types.is_list(field.type) else None for field in COLUMNS}
+    layers = [f"encoder.layer.{i}.output.weight" for i in range(8)]
+    for number in range(FLEET):
+        health = str(rng.choice(["critical", "warning", "healthy"], p=[0.1, 0.2, 0.7]))
+        found = [] if health == "healthy" else list(rng.choice(PROBLEMS, rng.integers(1, 4), replace=False))
+        config = {"optimizer.lr": 0.1 / 2 ** (number % 9), "seed": number, "depth": 24, "data": "made"}
+        rows.append(
+            empty
+            | {
+                "run": f"sweep-{number // 100:02}/run-{number:05}", "url": f"/made/{number}",
+                "key": str(number), "id": f"{number:032x}", "created": now - 3600 * number,
+                "ended": now - 3600 * number + 1800, "wrote": now - 3600 * number, "closed": True,
+                "live": False, "steps": 10_000, "tensors": 160,
+                "owner": str(rng.choice(["ana", "bo", "chen"])),
+                "tags": ["baseline"] if number % 7 == 0 else [],
+                "model": str(rng.choice(["ResNet", "ViT", "GPT2LMHeadModel"])), "config": json.dumps(config),
+                "health": health, "health_before": "healthy", "alarms": len(found), "scanned": now,
+                "worse": now if number % 50 == 0 else None, "train_loss": 1.0,
+                "val_loss": float(rng.random()), "gap": 0.1, "drift": 0.5, "drift_layer": layers[0],
+                "bytes": 10**7,
+                "findings": [
+                    {
+                        "problem": str(problem), "severity": health, "first_step": 100, "last_step": 9999,
+                        "layers": layers, "summary": "made, not measured " * 5, "advice": "nothing " * 10,
+                        "noticed": now - 86400.0,
+                    }
+                    for problem in found
+                ],
+                "scalars": [{"name": f"metric_{i}", "last": 1.0, "best": 0.5,
+                "best_step": 9} for i in range(10)],
+                "blocks": [{"block": f"layer.{i}", "relative_l2": 0.1, "tensors": 12} for i in range(12)],
+            }
+        )  # fmt: skip
+    folder.mkdir()
+    write_table(ScanTable("/made", rows, now, now - 86400.0), folder / "scan.parquet")
+
+
+def fleet(playwright: Playwright, browser: Browser, folder: Path, report: Report) -> None:
+    """5,000 runs of a scan table."""
+    table = once(folder / "fleet", make_table) / "scan.parquet"
+    report.title(f"{FLEET:,} runs of a scan table; the load of the machine was {os.getloadavg()[0]:.1f}")
+    with dashboard(table) as (address, pid):
+        for path, rows in (("/", ROWS), ("/fleet", FLEET_ROWS)):
+            taken = cold(browser, address + path, report, rows)[0]
+            report.line(f"first rows of {path}, a new server and browser", taken[:1])
+            report.line("    a new browser", taken[1:])
+            with profile(playwright, address + path, rows) as context:
+                taken = [opened(context, address + path, rows)[1] for _ in range(report.repeats)]
+                report.line("    warm", taken, "ms", 500)
+        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        page, *_ = opened(context, f"{address}/fleet", FLEET_ROWS)
+        taken = [
+            page.evaluate(NARROWED, text) for text in ("owner:ana", "lr>0.01", "tag:baseline health:critical")
+        ]
+        report.line("a filter of the Fleet page", taken, "ms", 500)
+        context.close()
+        report.line("server memory", [memory(pid)[0]], "MB")
+
+
 def tensorboard(browser: Browser, folder: Path, report: Report, ours: float) -> None:
     """The same layers' weight histograms of every tenth step, and the losses."""
     root = once(folder / "tensorboard", make_tensorboard)
@@ -559,7 +636,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the runs are made and left (default: removed)")
     parser.add_argument("--long", type=Path, help="a run of long_run.py --folder (default: made)")
     parser.add_argument("--repeats", type=int, default=5)
-    parts = ("big", "long", "many", "tensorboard")
+    parts = ("big", "long", "many", "fleet", "tensorboard")
     parser.add_argument("--only", nargs="*", choices=parts, default=parts)
     options = parser.parse_args()
     long_run.BUCKETS = BUCKETS
@@ -574,6 +651,8 @@ def main() -> None:
             long(playwright, folder, options.long, report)
         if "many" in options.only:
             many(playwright, browser, folder, report)
+        if "fleet" in options.only:
+            fleet(playwright, browser, folder, report)
         if "tensorboard" in options.only:
             tensorboard(browser, folder, report, ours)
         browser.close()

@@ -43,7 +43,8 @@ class _Page(Dash):
         # Dash asks for it when the first plot is on the page; assets/urls.js asks while the page is made.
         plotly = self.get_relative_path("/_dash-component-suites/plotly/package_data/plotly.min.js")
         runs = request.path == "/"
-        early = f'<link id="plotly" rel="{"prefetch" if runs else "preload"}" as="script" href="{plotly}">'
+        later = request.path in ("/", "/fleet")  # where there is no plot
+        early = f'<link id="plotly" rel="{"prefetch" if later else "preload"}" as="script" href="{plotly}">'
         if request.cookies.keys() >= SCREEN and "theme" not in request.args:
             # So does the layout, which Dash asks for when all scripts have run.
             layout = self.get_relative_path("/_dash-layout")
@@ -68,14 +69,15 @@ def create_app(
     """The dashboard over the runs at or below `root`, ready for any WSGI server (`app.server`).
 
     Args:
-        root: a folder of runs, or one run; or the URL of such a place on an object store.
+        root: a folder of runs, or one run, or the file of a scan table; or a URL of one of these.
         host: the address it will be served on; requests for other host names are refused.
         access: who may ask, when more is to be said of it than the host; a host that others can reach needs
             a token: `Access("0.0.0.0", token="...")`.
         prefix: the path that a proxy serves it at, such as "/x/".
 
     Raises:
-        ValueError: others can reach the host and there is no token; the prefix is no path.
+        ValueError: others can reach the host and there is no token; the prefix is no path; the scan table
+            cannot be read.
     """
     prefix = prefix_of(prefix)
     library = Library(root)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..monitor.schema import SYSTEM
 from .figures.times import Clock
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ def clock_of(library: Library, run: Run) -> Clock:
 
 
 def _read(run: Run) -> Clock:
-    frames = sorted((run.scalars(name) for name in run.scalar_names()), key=len)[-SCALARS:]
+    names = [name for name in run.scalar_names() if not name.startswith(SYSTEM)]
+    frames = sorted((run.scalars(name) for name in names), key=len)[-SCALARS:]
     tensors, kinds = run.tensors(), run.kinds()
     if len(tensors) and kinds:
         frames.append(run.stats(next(iter(kinds)), str(tensors["tensor"].iloc[0]), ["step", "time"]))

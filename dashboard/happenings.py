@@ -28,6 +28,8 @@ KINDS = {
     "thinned": "Thinning",
     "restart": "Starts and ends",
     "checkpoint": "Checkpoints",
+    "alert": "Alerts told",
+    "untold": "Alerts not told",
     "note": "Notes",
     "other": "Other events",
 }
@@ -39,6 +41,7 @@ TONES = {
     "gap": "warning",
     "skipped": "warning",
     "thinned": "warning",
+    "untold": "warning",
 }
 _KIND_OF = {"start": "restart", "close": "restart", "thinning ended": "thinned"}
 _TITLES = {
@@ -46,6 +49,13 @@ _TITLES = {
     "gap": "Lost captures",
     "thinned": "Thinning begins",
     "thinning ended": "Thinning ends",
+}
+#: What became of a message to people, by how the event begins: kind and title.
+_OUTCOMES = {
+    "sent": ("alert", "Alert sent"),
+    "held": ("alert", "Alert held"),
+    "delayed": ("untold", "Alert delayed"),
+    "not sent": ("untold", "Alert not sent"),
 }
 MOST_RANGES = 200  # of skipped steps; more are joined across short pauses
 _STEPS = re.compile(r"from step (\d+) to (\d+)")
@@ -106,6 +116,10 @@ def _event(step: int, time: float, event: str, message: str) -> Happening:
         first, last = int(lost[1]), int(lost[2])
     if event == "thinning ended" and (since := _SINCE.search(message)):
         first = min(int(since[1]), step)
+    if event == "alert":
+        outcome = next((one for one in _OUTCOMES if message.startswith(one)), "")
+        kind, title = _OUTCOMES.get(outcome, (kind, "Alert"))
+        return Happening(kind, first, last, time, title, message[len(outcome) :].strip())
     return Happening(kind, first, last, time, _TITLES.get(event, words(event)), message)
 
 

@@ -34,7 +34,7 @@ def register(server: Flask, library: Library, sent: Sent) -> None:
         try:
             cursor, said = library.cursor(name)
             run = library.run(name) if name else None
-            going = run.live if run else any(each.live for each in library.runs().values())
+            going = run.live if run else library.live()
         except (RunError, OSError):
             return jsonify({"error": "There is no such run, or it cannot be read."}), 404
         news = {"cursor": cursor, "said": said, "live": going, "plots": {}, "texts": {}}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from .summaries import TRAIN, VAL
+from ..monitor.losses import TRAIN, VAL
 
 if TYPE_CHECKING:
     from ..monitor import Run

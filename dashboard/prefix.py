@@ -8,7 +8,7 @@ from typing import Any
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 #: The first parts of our own addresses: with them it could not be told whether the path was taken away.
-_OURS = ("run", "api", "assets", "static")
+_OURS = ("run", "api", "assets", "static", "healthz")
 
 
 def prefix_of(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable
@@ -14,70 +13,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from ..monitor import Run, RunError, StoreError
+from ..monitor import Run, RunError
 from ..monitor.answers import Answers
-from ..monitor.runs import each, run_folders
-from ..monitor.store import store_of
 from .judging import Judgement, Judges, from_plain, to_plain
 from .remembered import Shelf
+from .roots import Root
 from .summaries import Summary, facts, summarise
 
-SCAN_SECONDS = 3.0  # a new run appears after so long
 REFRESH_SECONDS = 0.5  # one look at a run's files serves every request in this time
 RESTING = 20  # times as long when no process writes the run
-REMOTE = 10  # times as long on an object store, where every look is a request that is paid for
 MEMO_BYTES = 96 * 2**20  # of what was made of runs: grids, for the most part
 Result = TypeVar("Result")
 
 
-class Library:
-    """Every run at or below `root`, a folder or a URL, by its path relative to it. Safe to use from several
-    threads.
-
-    A name from a URL is looked up among the folders that were found, never joined to a path.
-    """
+class Library(Root):
+    """The runs of a root with what is known of each, refreshed as often as needed; see `roots.Root`."""
 
     def __init__(self, root: str | Path):
-        local = isinstance(root, Path) or "://" not in root
-        self._store = store_of(Path(root).resolve() if local else root)
-        self.root = self._store.url
-        #: What a browser may read of it: the folder's name, or the address without the user and the options.
-        self.title = self._store.name if local else public_url(self.root)
-        self._patience = 1 if local else REMOTE
-        self._lock = threading.RLock()
-        self._runs: dict[str, Run] = {}
-        self._broken: dict[str, str] = {}
-        self._scanned = float("-inf")
-        self._fault: StoreError | None = None
-        self._refreshed: dict[str, float] = {}
+        super().__init__(root)
         self._judged: dict[str, Judgement] = {}
         self._asked: dict[str, Future[Judgement]] = {}
         shelf = self._verdicts = Shelf("judgements")
         self._judges = Judges(lambda url, judged: shelf.put(url, judged.stamp, to_plain(judged)))
         self._summaries: dict[str, tuple[str, Summary]] = {}
         self._summary_shelf = Shelf("summaries")
-        self._reader: threading.Thread | None = None
         self._memo = Answers(MEMO_BYTES)
         self.close = weakref.finalize(self, self._judges.close)  # ends the worker; runs at exit, too
-
-    def runs(self) -> dict[str, Run]:
-        """Name -> run, newest first.
-
-        Raises:
-            StoreError: the object store cannot be read, and never could.
-        """
-        with self._lock:
-            if time.monotonic() - self._scanned > SCAN_SECONDS * self._patience:
-                self._scan()
-            if self._fault and not self._runs:
-                raise self._fault
-            return dict(self._runs)
-
-    def broken(self) -> dict[str, str]:
-        """Name -> what is wrong, for folders that look like a run and cannot be read."""
-        self.runs()
-        with self._lock:
-            return dict(self._broken)
 
     def run(self, name: str) -> Run:
         """One run, refreshed.
@@ -85,17 +46,7 @@ class Library:
         Raises:
             RunError: there is no such run below the root, or it cannot be read any more.
         """
-        run = self.runs().get(name)
-        if run is None:
-            with self._lock:
-                self._scan()
-                run = self._runs.get(name)
-        if run is None:
-            reason = self._broken.get(name)
-            raise RunError(
-                reason
-                or f"There is no run named {name!r} in {self.title}. The Runs page lists what is there."
-            )
+        run = self.runs().get(name) or self.late(name)
         now, rest = time.monotonic(), 1 if run.live else RESTING
         due = min(REFRESH_SECONDS * self._patience * rest, 10.0)
         if now - self._refreshed.get(name, float("-inf")) > due:
@@ -126,6 +77,10 @@ class Library:
         self._collect()
         return self._judged.get(name)
 
+    def verdict(self, name: str) -> Judgement | None:
+        """`judgement`, of a run that is not open that of the scan table."""
+        return self.table.judgement(name) if self.asleep(name) else self.judgement(name)
+
     def _collect(self) -> None:
         """Take the judgements that are ready."""
         with self._lock:
@@ -135,18 +90,6 @@ class Library:
     def _published(self, judged: Judgement) -> Judgement:
         notes = [self.public(note) for note in judged.notes]
         return replace(judged, notes=notes, error=self.public(judged.error))
-
-    def explain(self, error: Exception) -> str:
-        """What a browser may read of an error: not where the runs lie on this machine."""
-        if isinstance(error, OSError) and not isinstance(error, RunError) and error.strerror:
-            return f"{type(error).__name__}: {error.strerror}"
-        return self.public(str(error))
-
-    def public(self, text: str) -> str:
-        """A text without the absolute path of the root."""
-        if len(self.root) < 2:  # the root of the file system
-            return text
-        return text.replace(f"{self.root}/", "").replace(self.root, self.title)
 
     def summary(self, name: str) -> Summary:
         """The numbers of a run for a table (see `summaries.Summary`), computed when its log has grown.
@@ -174,17 +117,21 @@ class Library:
         until = time.monotonic() + patience
         found: dict[str, Summary] = {}
         late = False
-        for name, run in self.runs().items():
+        for name in self.runs():
+            if self.asleep(name):
+                found[name] = self.table.summary(name)
+                continue
+            run = self._runs.get(name)
+            if run is None:  # it has just gone
+                continue
             if time.monotonic() < until or (self._summaries.get(name, ("",))[0] == run.fingerprint()):
                 found[name] = self._summary_or_error(name)
             else:
                 late = True
                 known = self._summaries.get(name)
                 found[name] = {"read": False, **(known[1] if known else {}), **facts(run)}
-        if late and (self._reader is None or not self._reader.is_alive()):
-            reader = weakref.WeakMethod(self._read_all)
-            self._reader = threading.Thread(target=_call, args=(reader,), name="layerwatch-read", daemon=True)
-            self._reader.start()
+        if late:
+            self.behind_us("read", self._read_all)
         return found
 
     def _summary_or_error(self, name: str) -> Summary:
@@ -194,7 +141,7 @@ class Library:
             return {"read": False, "error": self.explain(error)}
 
     def _read_all(self) -> None:
-        for name in self.runs():
+        for name in [name for name in self.runs() if not self.asleep(name)]:
             self._summary_or_error(name)
             time.sleep(0.002)  # the pages first
 
@@ -203,7 +150,8 @@ class Library:
 
         "" asks for all runs. Two cursors, because new findings are no reason to draw every plot again.
         """
-        runs = {name: self.run(name)} if name else self.runs()
+        everything = self.runs()
+        runs = {name: self.run(name)} if name else dict(self._runs)
         if name:
             self.judgement(name)
         for key in (key for key, run in runs.items() if not name and run.live):
@@ -212,50 +160,14 @@ class Library:
         self._collect()
         logs = [f"{key}{run.fingerprint()}{run.live}" for key, run in runs.items()]
         if not name:
-            logs.append(
-                str(len(self._summaries) * 10 // max(len(runs), 1))
-            )  # news at every tenth that was read
+            read = len(self._summaries) * 10 // max(len(runs), 1)  # news at every tenth that was read
+            logs += [str(read), str(len(everything)), self.table.stamp, str(len(self._newer))]
         said = [known.stamp for key in runs if (known := self._judged.get(key))]
         return _digest(logs), _digest(said)
 
     def memo(self, run: Run, key: Hashable, make: Callable[[], Result]) -> Result:
         """`make()`, remembered until the run grows. The least recently used answers are forgotten."""
         return self._memo.get((run.url, run.fingerprint(), key), make)
-
-    def _scan(self) -> None:
-        """Look for run folders. Known runs keep their object, and with it what they have read."""
-        self._scanned = time.monotonic()
-        try:
-            folders, self._fault = run_folders(self._store), None
-        except StoreError as fault:  # what is known stays; a later scan may do better
-            self._fault, self._broken = fault, {self.title: self.explain(fault)}
-            return
-        runs, broken = {}, {}
-        for folder, found in zip(folders, each(self._store, folders, self._opened), strict=True):
-            (runs if isinstance(found, Run) else broken)[folder or self._store.name] = found
-        for name in runs:
-            self._refreshed.setdefault(name, self._scanned)
-        newest = sorted(runs, key=lambda name: -float(runs[name].info.get("created") or 0))
-        self._runs = {name: runs[name] for name in newest}
-        self._broken = broken
-
-    def _opened(self, folder: str) -> Run | str:
-        """A run, or what is wrong with it."""
-        try:
-            return self._runs.get(folder or self._store.name) or Run(self._store.at(folder).url)
-        except (RunError, OSError) as error:
-            return self.explain(error)
-
-
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    if found := method():
-        found()
-
-
-def public_url(url: str) -> str:
-    """The address of an object store without the user and the options."""
-    scheme, _, place = url.partition("?")[0].partition("://")
-    return f"{scheme}://{place.rpartition('@')[2]}"
 
 
 def _digest(parts: list[str]) -> str:

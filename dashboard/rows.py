@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..monitor.fleet.search import parse
 from .text import integer, number, words
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .summaries import Summary
 
 RANK = {"critical": 3, "warning": 2, "checking": 1, "unknown": 1, "healthy": 0}
+LABELS = ("owner", "note", "model")
 NUMBERS = ("train", "val", "gap", "drift")
 #: Names in a configuration under which the number of steps of the whole training is looked for.
 TOTALS = (
@@ -29,6 +30,7 @@ TOTALS = (
     "iterations",
 )
 PREFIX = "config."
+BEGIN = len(PREFIX)
 MAX_CONFIG = 200  # columns to choose among; those that most runs have
 
 Row = dict[str, Any]
@@ -53,6 +55,7 @@ def row(name: str, summary: Summary, judged: Judgement | None) -> Row:
         "updated": summary.get("ended") or summary.get("created"),
         "layer": summary.get("drift_layer") or "",
         "tags": list(summary.get("tags") or []),
+        **{key: summary.get(key) or "" for key in LABELS},
         **{key: _finite(value) for key, value in figures.items()},
         **{PREFIX + key: _plain(value) for key, value in config.items()},
         "texts": {
@@ -65,7 +68,25 @@ def row(name: str, summary: Summary, judged: Judgement | None) -> Row:
 def _blank(name: str) -> Row:
     empty = dict.fromkeys(("step", "done", "updated", *NUMBERS))
     texts = dict.fromkeys(("step", *NUMBERS), number(None))
-    return {"run": name, "live": False, "layer": "", "tags": [], **empty, "texts": texts}
+    labels = dict.fromkeys(LABELS, "")
+    return {"run": name, "live": False, "layer": "", "tags": [], **labels, **empty, "texts": texts}
+
+
+def searchable(name: str, summary: Summary, judged: Judgement | None) -> Row:
+    """What is known of a run under the names of a scan table, for a filter."""
+    same = (*LABELS, "gap", "drift", "live", "closed", "created", "ended", "tags", "config", "error")
+    return {
+        **{key: summary.get(key) for key in same},
+        "run": name,
+        "steps": (summary.get("step") or 0) + 1,
+        "train_loss": summary.get("train"),
+        "val_loss": summary.get("val"),
+        "health": judged.health if judged else "unknown",
+        "findings": [
+            {"problem": f.problem, "severity": f.severity, "layers": f.layers}
+            for f in (judged.findings if judged else ())
+        ],
+    }
 
 
 def worst(judged: Judgement) -> str:
@@ -95,10 +116,18 @@ def _plain(value: Any) -> Any:
     return number(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def config_names(rows: list[Row]) -> list[str]:
-    """The names of configuration values, those that most runs have first."""
-    counts = Counter(key.removeprefix(PREFIX) for row in rows for key in row if key.startswith(PREFIX))
-    return sorted(counts, key=lambda name: (-counts[name], name))[:MAX_CONFIG]
+def config_names(rows: list[Row]) -> dict[str, bool]:
+    """The names of configuration values, those that most runs have first; whether all values are numbers."""
+    counts: dict[str, int] = {}
+    words: set[str] = set()
+    for row in rows:
+        for key, value in row.items():
+            if key[:BEGIN] == PREFIX:
+                counts[key] = counts.get(key, 0) + 1
+                if type(value) is not int and type(value) is not float and value is not None:
+                    words.add(key)
+    order = sorted(counts, key=lambda key: (-counts[key], key))[:MAX_CONFIG]
+    return {key[BEGIN:]: key not in words for key in order}
 
 
 class Rows:
@@ -111,12 +140,20 @@ class Rows:
         self._rows: dict[str, tuple[int, Row]] = {}
         self._made: dict[str, tuple[Summary, Judgement | None]] = {}  # what each row was made from
         self._gone: dict[str, int] = {}
+        self._settings: tuple[int, dict[str, bool]] = (-1, {})
 
     def all(self, library: Library, patience: float = 0.2) -> tuple[list[Row], str]:
         """Every row, newest run first, and a cursor for `since`."""
         with self._lock:
             names = self._update(library, patience)
             return [self._rows[name][1] for name in names], self._cursor()
+
+    def settings(self) -> dict[str, bool]:
+        """`config_names` of all rows."""
+        with self._lock:
+            if self._settings[0] != self._moment:
+                self._settings = self._moment, config_names([row for _, row in self._rows.values()])
+            return self._settings[1]
 
     def since(self, library: Library, cursor: str, patience: float = 0.2) -> tuple[list[Row], list[str], str]:
         """The rows that are new or have changed since, the names that are gone, and the next cursor."""
@@ -128,13 +165,28 @@ class Rows:
             gone = [name for name, at in self._gone.items() if at > seen and name not in self._rows]
             return changed, gone, self._cursor()
 
+    def fitting(self, library: Library, text: str, patience: float = 0.2) -> list[str]:
+        """The names of the runs that fit a filter (see `monitor.fleet.search`).
+
+        Raises:
+            SearchError: it cannot be understood.
+        """
+        query, scanned = parse(text), library.table.rows
+        with self._lock:
+            names = self._update(library, patience)
+            known = {name: scanned.get(name, {}) for name in names}
+            for name in names:
+                if not library.asleep(name):
+                    known[name] = known[name] | searchable(name, *self._made[name])
+        return [name for name in names if query.fits(known[name])]
+
     def _cursor(self) -> str:
         return f"{self._boot}:{self._moment}"
 
     def _update(self, library: Library, patience: float) -> list[str]:
         found = library.summaries(patience)
         for name, summary in found.items():
-            known = library.judgement(name) if summary.get("read") else None
+            known = library.verdict(name) if summary.get("read") else None
             if name in self._rows and self._made[name] == (summary, known):
                 continue
             self._made[name], new = (summary, known), row(name, summary, known)

@@ -24,6 +24,8 @@ from .static import shrink
 log = logging.getLogger(__name__)
 #: A token that can be guessed protects nothing.
 LEAST_TOKEN = 16
+#: Whether the server answers at all: for whoever starts it again when it does not.
+HEALTH = "/healthz"
 MOST_BYTES = 4 << 20  # of a request; figures are drawn here, so little is sent to us
 _INLINE = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
 _HEADERS = {
@@ -112,7 +114,9 @@ def protect(server: Flask, access: Access) -> None:
             abort(400, "This server does not answer for that host name.")
         if not same_site(access):
             abort(403, "Another site's page must not ask this.")
-        return _identify(access) if access.token else None
+        return _identify(access) if access.token and request.path != HEALTH else None
+
+    server.add_url_rule(HEALTH, "health", lambda: Response("ok\n", mimetype="text/plain"))
 
     @server.after_request
     def harden(response: Response) -> Response:

@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from ..monitor import RunError
 from .app import create_app
+from .pages.runs import table_of
 from .prefix import prefix_of
 from .security import MOST_BYTES, Access, loopback
 
 if TYPE_CHECKING:
     from dash import Dash
+
+    from .queries import Library
 
 THREADS = 8
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8  # of malloc.h
@@ -36,15 +40,17 @@ def serve(
     prefix: str = "",
     names: Sequence[str] = (),
     open_browser: bool = False,
+    secret: bool = False,
 ) -> None:
     """Serve the dashboard until interrupted; prints its address once it listens.
 
     Args:
-        root: a folder of runs, or one run; or the URL of such a place on an object store.
+        root: a folder of runs, or one run, or the file of a scan table; or a URL of one of these.
         token: what a browser must show once; a host that others can reach has one made when there is none.
         prefix: the path that a proxy serves it at, such as "/x/".
         names: more host names to answer for, as the proxy passes them on.
         open_browser: show it in the default browser.
+        secret: the token is not printed: what is printed may be kept in a log.
 
     Raises:
         OSError: the port is taken. ValueError: the token is too short, or the prefix no path.
@@ -56,14 +62,25 @@ def serve(
     _give_back()
     listener = listen(host, port)
     try:
-        server = over(listener, create_app(root, access=access, prefix=prefix))
+        app = create_app(root, access=access, prefix=prefix)
+        threading.Thread(target=_read_ahead, args=(app.server.extensions["layerwatch"],), daemon=True).start()
+        server = over(listener, app)
         address = address_of(host, listener, prefix, token)
-        print(f"layerwatch dashboard: {address} (stop with Ctrl+C)", flush=True)  # noqa: T201
+        shown = address.partition("?")[0] if secret else address
+        print(f"layerwatch dashboard: {shown} (stop with Ctrl+C)", flush=True)  # noqa: T201
         if open_browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         server.run()
     finally:
         listener.close()
+
+
+def _read_ahead(library: Library) -> None:
+    """A scan table of thousands of runs takes a moment to be read: now rather than when somebody waits."""
+    with contextlib.suppress(RunError, OSError):
+        if library.table.look() or library.table.alone:
+            table_of(library).all(library)
+            table_of(library).settings()
 
 
 def over(listener: socket.socket, app: Dash) -> Any:

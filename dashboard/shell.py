@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -33,6 +34,7 @@ GREYS = [
     "#12161b",
     "#0f1216",
 ]
+MOST_NAMES = 200  # newest runs in the list of the navigation; the search knows all of them
 ALWAYS_WRITTEN = ("tensor", "with")  # their defaults depend on the log, so a link must say them
 
 
@@ -123,8 +125,12 @@ def _skeleton() -> list[html.Div]:
 
 def _navigation(library: Library, view: View) -> list[Any]:
     """Links of the selected run; on the Runs page those of the newest one."""
-    names, run = list(library.runs()), nav_run(library, view)
-    items = [html.A("Runs", href=href("runs"), className=_link("runs", view))]
+    run = nav_run(library, view)
+    names = list(dict.fromkeys([*islice(library.runs(), MOST_NAMES), *([run] if run else [])]))
+    items = [
+        html.A(word, href=href(slug), className=_link(slug, view))
+        for slug, word in {"runs": "Runs", "fleet": "Fleet"}.items()
+    ]
     for slug, word in RUN_PAGES.items():
         items.append(html.A(word, href=href(slug, run), className=_link(slug, view)))
     switch = dmc.Select(
@@ -139,7 +145,7 @@ def _navigation(library: Library, view: View) -> list[Any]:
         **aria("run"),
     )
     about = html.A("Problems", href=problem_href(), className=_link("problems", view))
-    parts = [items[0], html.Div(switch, className="switch"), *items[1:], about]
+    parts = [*items[:2], html.Div(switch, className="switch"), *items[2:], about]
     pages = html.Div(parts, className="nav-links")
     foot = html.Div(f"version {__version__}", className="nav-foot")
     return [html.Div([_brand(), pages, foot], className="nav-inner")]
@@ -161,10 +167,11 @@ def headline(library: Library, view: View) -> list[Any]:
         page = problems.about(view)
         said = page.code if page else "what the detectors look for"
         return [html.H1(page.title if page else "Problems"), html.Div(said, className="subtitle")]
-    if view.page == "runs" or not view.run:
-        count = len(library.runs())
-        line = f"{count} run{'' if count == 1 else 's'} in {library.title}"
-        return [html.H1("Runs"), html.Div(line, className="subtitle")]
+    if view.page in ("runs", "fleet") or not view.run:
+        fleet = view.page == "fleet" and library.table.table
+        count = len(library.table.rows) if fleet else len(library.runs())
+        line = f"{integer(count)} run{'' if count == 1 else 's'} in {library.title}"
+        return [html.H1("Fleet" if view.page == "fleet" else "Runs"), html.Div(line, className="subtitle")]
     run = library.run(view.run)
     judged = library.judgement(view.run, wait=0.1)
     health = judged.health if judged else "checking"

@@ -22,7 +22,7 @@ RUN_PAGES = {
 
 @dataclass(frozen=True)
 class View:
-    """One page of one run ("runs" and "problems" have none) and the choices made on it."""
+    """One page of one run ("runs", "fleet" and "problems" have none) and the choices made on it."""
 
     page: str = "runs"
     run: str = ""
@@ -35,6 +35,8 @@ def parse(path: str, search: str = "") -> View:
     parts = [part for part in path.split("/") if part]
     if not parts:
         return View("runs", "", params)
+    if parts == ["fleet"]:
+        return View("fleet", "", params)
     if parts[0] == "problems" and len(parts) <= 2:
         return View("problems", "", params | {"code": unquote(parts[1])} if len(parts) > 1 else params)
     if parts[0] != "run" or len(parts) == 1:
@@ -46,6 +48,8 @@ def parse(path: str, search: str = "") -> View:
 def href(page: str, run: str = "", **params: str) -> str:
     """Write an address below the path that we are served at. `run` is relative to the root."""
     query = "?" + urlencode(params) if params else ""
+    if page == "fleet":
+        return f"{base()}/fleet{query}"
     if page == "runs" or not run:
         return f"{base()}/{query}"
     return f"{base()}/run/{quote(run)}/{page}{query}"

@@ -55,6 +55,7 @@ class Follower:
         self._scaling = scaler.Scaling(guard(self._scaler_stepped))
         self._clipping = gradients.Clipping(tensors)
         self._losses = Losses(models) if settings.log_loss else None
+        self._system = settings.system
         self._local = LocalGradients(guard) if settings.local_gradients and share is not None else None
         self._handles: list[Any] = []
         self._late = self._norms_taken = self._armed = False
@@ -240,12 +241,19 @@ class Follower:
             self.capture.check_replicas(step)
         if self.scalars.pending:
             self.scalars.flush()
+        if self._system is not None and self._system.samples:
+            self._write_system(step)
         self._clipping.stepped()
         self.recorder.finish(step, self._rates, self._scaling.scale)
         if self.recorder.pending:
             self._tell(self.recorder.arrived())
         if self.capture.pending or self.capture.norms:
             self._judge_captured()
+
+    def _write_system(self, step: int) -> None:
+        """What was read of the machine since the step before."""
+        for when, numbers in self._system.take() if self._system is not None else ():
+            self._log.scalars(step, when, numbers)
 
     def _judge_captured(self) -> None:
         """The norms of captured gradients, which an accelerator may send later."""
@@ -258,7 +266,8 @@ class Follower:
         waiting = self.steps.waiting(self._optimizers)
         all_known = self._all_known()
         self._late = bool(waiting) or not all_known
-        self._cadence.worked_beside(self._log.background_seconds)
+        sampling = self._system.seconds if self._system is not None else 0.0
+        self._cadence.worked_beside(self._log.background_seconds + sampling)
         cost = self.capture.complete(
             step, self._optimizers, self._cadence.overhead, all_known=all_known, waiting=waiting
         )
@@ -411,6 +420,7 @@ class Follower:
         elif self._completed < step:
             step = self._completed
         self.capture.final(step, self._optimizers)
+        self._write_system(step)
         if self._share is not None and step % CHECK_EVERY:
             self.capture.check_replicas(step)
 

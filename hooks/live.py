@@ -14,6 +14,7 @@ from ..monitor.findings import News
 if TYPE_CHECKING:
     from ..monitor import Finding
     from ..monitor.detectors.growing import Growing
+    from .alerting import Alerting
 
 logger = logging.getLogger("layerwatch")
 
@@ -32,11 +33,11 @@ class LiveCheck:
     """Judges the run now and then; tells each problem once, and again when it has become worse.
 
     Telling is: one line at WARNING by the logger `layerwatch` (alarms only), an event `finding` in the log,
-    and the user's callback.
+    the user's callback, and alerts.
 
     Args:
         folder: the run's. shown: its name for people. log: where the events go.
-        on_finding: the user's callback. wanted: whether to judge at all.
+        on_finding: the user's callback. wanted: whether to judge at all. alerting: tells people.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class LiveCheck:
         on_finding: Callable[[Finding], None] | None,
         *,
         wanted: bool,
+        alerting: Alerting | None = None,
     ) -> None:
         self._folder, self._shown, self._log, self._on_finding = folder, shown, log, on_finding
-        self._wanted, self._always = wanted, on_finding is not None
+        self._wanted, self._alerting = wanted, alerting
+        self._always = on_finding is not None or alerting is not None
         self._growing: Growing | None = None
         self._news = News()
         self._stop: StopTraining | None = None
@@ -59,16 +62,26 @@ class LiveCheck:
 
     def report_if_due(self, step: int) -> bool:
         """After a capture; True when something new was found."""
+        if self._alerting is not None:
+            self._alerting.write(step)
         since = time.perf_counter() - self._checked
         if not self._wanted or since <= max(CHECK_SECONDS, self._cost / CHECK_SHARE):
             return False
         return self._report(step)
 
     def finish(self, step: int) -> None:
-        """The last look, at the end of a training; of one that was too short for any only with a callback."""
+        """The last look, at the end of a training; of one that was too short for any only when somebody waits
+        for it."""
         if self._wanted and (self.looks or self._always):
             self._report(step)
             self._stop = None  # it has ended
+        if self._alerting is not None:
+            self._alerting.close(step)
+
+    def terminate(self, step: int) -> None:
+        """The process is about to end."""
+        if self._alerting is not None:
+            self._alerting.close(step, quick=True)
 
     def stop_if_asked(self) -> None:
         """Raises StopTraining if the callback has."""
@@ -82,7 +95,8 @@ class LiveCheck:
             from ..monitor.detectors.growing import Growing
 
             self._growing = self._growing or Growing(Run(self._folder))
-            news = self._news.of(self._growing.find()[0])
+            findings = self._growing.find()[0]
+            news = self._news.of(findings)
         except Exception as error:  # no trouble of ours may stop the training
             logger.warning("the run %s is not judged any more while it trains: %r", self._shown, error)
             self._wanted = False
@@ -92,6 +106,8 @@ class LiveCheck:
         self.looks, self.seconds = self.looks + 1, self.seconds + self._cost
         for finding in news:
             self._tell(step, finding)
+        if self._alerting is not None:
+            self._alerting.look(step, findings, self._growing.run)
         return bool(news)
 
     def _tell(self, step: int, finding: Finding) -> None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from .reference import Reference
 from .sketch import AnchorSketches
+from .system import Sampler
 
 
 @dataclass(frozen=True)
 class Settings:
-    """See `watch` for the meaning of each. `reference` is None when drift is not measured."""
+    """See `watch` for the meaning of each. `reference` is None when drift is not measured, `system` when
+    the machine is not."""
 
     activations: bool = True
     updates: bool = True
@@ -19,3 +21,4 @@ class Settings:
     step_norms: bool = False
     log_loss: bool = False
     local_gradients: bool = False
+    system: Sampler | None = None

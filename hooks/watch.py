@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..monitor.budgets import Limit, checked
+from ..monitor.labels import default_owner, given_labels
+from .alerting import Alerts, chosen
 from .cadence import Cadence, Every
 from .checkpoint import Source, load_state
 from .distributed import Share, job, joined, world
@@ -21,6 +23,7 @@ from .resume import check, first_step, starts
 from .settings import Settings
 from .shards import is_sharded
 from .sketch import AnchorSketches
+from .system import sampler_of
 from .tensors import Patterns, Tensors, WatchedTensor, is_opaque, leaf_modules
 from .watcher import Watcher, refuse_a_second
 from .wrappers import inner_model, inner_optimizer, takes_hooks
@@ -58,6 +61,11 @@ def watch(
     live: bool = True,
     log_loss: bool = False,
     local_gradients: bool = False,
+    tags: str | Sequence[str] | None = None,
+    owner: str | None = None,
+    note: str | None = None,
+    system: bool = True,
+    alerts: Alerts = None,
 ) -> Watcher:
     """Attach to a training and log it to a run folder.
 
@@ -99,6 +107,14 @@ def watch(
             as scalar `local_grad_norm`: what `Run.noise_scale` needs.
         log_loss: log what backward is called on as `train_loss`: the sum over a step's passes, and for each
             optimizer that trains one of several models as `train_loss/<model>`.
+        tags: words to find the run by, such as "baseline". note: what is worth knowing about it.
+        owner: whose run it is; None: LAYERWATCH_OWNER, else the login name. "" stores none. A resumed run
+            keeps the labels that are not given; `layerwatch label` edits them later.
+        system: log what the machine does, every ten seconds: processors, memory, disk, network and NVIDIA
+            GPUs, as scalars `system/...`. Needs psutil, and nvidia-ml-py for GPUs.
+        alerts: who is told of findings: the path of a settings file, or the content of its table [alerts]
+            (docs/alerts.md). None: the layerwatch.toml in the nearest folder above the run, else in the
+            working directory, if there is one; True: there must be one; False: nobody is told.
 
     Returns:
         A `Watcher`: log scalars with `log`, end with `close` (or use it as a context manager; it is closed at
@@ -122,23 +138,33 @@ def watch(
         raise TypeError(
             f"expected config as a mapping, got {type(config).__name__}: of a Namespace pass vars(...)"
         )
+    labels = given_labels(tags, owner, note)
     tensors = Tensors(models, include, exclude)
     _check_parameters(models, tensors, optimizers)
     limit = checked(drift_limit, [name for t in tensors for name in t.names])
+    measured_from = _reference(reference, reference_memory)
+    here, resumes = world(), resume is not False  # 0 is the number of a step
+    place = Place.of(run, resume=resumes, here=here)
+    told, remarks = (None, []) if here.rank else chosen(alerts, place)
+    judged = (live or on_finding is not None or bool(alerts)) and not here.rank
+    told = told if judged else None
+    sampler, unsampled = sampler_of(place.folder, here) if system else (None, None)
     settings = Settings(
         activations=activations,
         updates=updates,
-        reference=_reference(reference, reference_memory),
+        reference=measured_from,
         anchors=anchored,
         step_norms=step_norms,
         log_loss=log_loss,
         local_gradients=local_gradients,
+        system=sampler,
     )
-    here, resumes = world(), resume is not False  # 0 is the number of a step
-    place = Place.of(run, resume=resumes, here=here)
     modules = list(leaf_modules(models)) if activations else []
+    if not resumes:
+        labels = {"owner": default_owner(), **labels}
     info = {
         "name": place.name,
+        **labels,
         **describe_environment(),
         "config": {str(name): value for name, value in (config or {}).items()},
         "model": [type(m).__name__ for m in models],
@@ -149,7 +175,12 @@ def watch(
         "optimizers": describe_optimizers(optimizers),
         "tensors": [t.entry() for t in tensors],
         "modules": [{"module": name, "type": type(m).__name__} for name, m in modules],
-        "notes": _notes(models, tensors, activations, anchors is not None),
+        "alerts": list(told.channels) if told is not None else [],
+        "notes": [
+            *_notes(models, tensors, activations, anchors is not None),
+            *([unsampled] if unsampled else []),
+            *remarks,
+        ],
     }
     refuse_a_second(tensors)
     if here.several and keep != "full":
@@ -175,7 +206,7 @@ def watch(
     share = Share(place.folder, here) if here.several else None
     return Watcher(
         log, place, models, tensors, optimizers, cadence, settings, on_finding, start,
-        live=(live or on_finding is not None) and not here.rank, share=share,
+        live=judged, share=share, alerts=told,
     )  # fmt: skip
 
 

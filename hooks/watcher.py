@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from ..monitor import LogWriter, kernels
 from ..monitor.ranks import FIRST
 from . import termination
+from .alerting import Alerting
 from .cadence import Cadence
 from .checkpoints import Checkpoints, checked
 from .distributed import Share
@@ -30,6 +31,7 @@ from .tensors import WatchedTensor
 
 if TYPE_CHECKING:
     from ..monitor import Finding
+    from ..monitor.alerts.config import Config
 
 logger = logging.getLogger("layerwatch")
 
@@ -54,13 +56,13 @@ class Watcher:
         self, log: LogWriter | None, place: Place, models: list[nn.Module], tensors: Sequence[WatchedTensor],
         optimizers: list[Optimizer], cadence: Cadence, settings: Settings,
         on_finding: Callable[[Finding], None] | None, first_step: int, *, live: bool = True,
-        share: Share | None = None,
+        share: Share | None = None, alerts: Config | None = None,
     ) -> None:  # fmt: skip
         self.run = place.shown
         #: Ends a watcher that nobody asked for by name, when somebody does for another one.
         self.give_way: Callable[[], None] | None = None
         self._tensors, self._cadence, self._log = tensors, cadence, log
-        self._first_step = first_step
+        self._first_step, self._system = first_step, settings.system
         self._open = log is not None
         self._guard = Guard(cadence, self._fail)
         if log is None:
@@ -68,7 +70,8 @@ class Watcher:
         warm_up()
         self._uploader = place.uploader()
         self._checkpoints = Checkpoints(log, place.source, first_step) if log.writer == FIRST else None
-        self._live = LiveCheck(place.folder, place.shown, log, on_finding, wanted=live)
+        alerting = None if alerts is None else Alerting(alerts, place, log)
+        self._live = LiveCheck(place.folder, place.shown, log, on_finding, wanted=live, alerting=alerting)
         self._follower = Follower(
             log, models, tensors, optimizers, cadence, settings, self._guard, self._live, first_step, share
         )
@@ -76,6 +79,8 @@ class Watcher:
         which, why = kernels.describe()  # known by now: all that a training needs was compiled or loaded
         log.update_info(kernels=which, notes=[*log.info["notes"], *why])
         log.begin(first_step)
+        if self._system is not None:
+            self._system.start()
         atexit.register(self.close)
         termination.listen(self, UPLOAD_GRACE if self._uploader else termination.GRACE_SECONDS)
 
@@ -102,12 +107,17 @@ class Watcher:
         _watching.discard(self)
         self._follower.detach()
 
+    def _end_sampling(self, *, wait: bool = True) -> None:
+        if self._system is not None:
+            self._system.close(wait=wait)
+
     def _fail(self, error: Exception) -> None:
         """Stop to watch; the training goes on."""
         if self._guard.failed:
             return
         self._guard.failed = True
         try:
+            self._end_sampling(wait=False)
             self._detach()
         except Exception as other:  # what stays attached does nothing any more
             logger.warning("not every hook could be removed: %r", other)
@@ -195,6 +205,7 @@ class Watcher:
         atexit.unregister(self.close)
         try:
             termination.unlisten(self)
+            self._end_sampling()
             self._guard(self._follower.finish)()
             self._guard(self._follower.recorder.close)()
             if not self._guard.failed:
@@ -218,11 +229,13 @@ class Watcher:
             return False
         self._open = False
         try:
+            self._end_sampling(wait=False)
             self._follower.capture.settle(wait=True)
             self._follower.recorder.close()
             self._follower.scalars.flush(wait=True)
             if self._checkpoints is not None:
                 self._checkpoints.finish(termination.GRACE_SECONDS / 2)
+            self._live.terminate(self.step)
             self._log.event(self.step, "close", f"SIGTERM; {self._cadence.words()}")
             self._log.close(quick=self._uploader is None)
             self._send(UPLOAD_GRACE - 2.0)

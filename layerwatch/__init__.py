@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .comparisons import compare
     from .dashboard import show
+    from .fleet import scan
     from .hooks import StopTraining, Watcher, try_precision, watch
     from .monitor import Finding, Run, RunError, WeightsError, export, open_runs
     from .provenance import lineage, verify
@@ -40,6 +41,7 @@ _OWNERS = {
     "open_runs": "monitor",
     "open_weights": "weights",
     "precision": "weights",
+    "scan": "fleet",
     "show": "dashboard",
     "try_precision": "hooks",
     "verify": "provenance",
@@ -62,6 +64,7 @@ __all__ = [
     "open_runs",
     "open_weights",
     "precision",
+    "scan",
     "show",
     "try_precision",
     "verify",

@@ -10,15 +10,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import compare_command, drift_command, lineage_command, precision_command
+from . import (
+    alerts_command,
+    check_command,
+    compare_command,
+    drift_command,
+    label_command,
+    lineage_command,
+    precision_command,
+    scan_command,
+)
 from .zero_code import add_arguments, prepare
 
 #: The modules of commands that are not in `commands`.
 _HOMES = {
+    "alerts": "alerts_command",
+    "check": "check_command",
     "compare": "compare_command",
     "drift": "drift_command",
+    "label": "label_command",
     "lineage": "lineage_command",
     "precision": "precision_command",
+    "scan": "scan_command",
     "verify": "lineage_command",
 }
 
@@ -56,7 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
         "layerwatch dashboard runs --port 8050",
     )
     dashboard.add_argument(
-        "dir", nargs="?", default="runs", help="folder of runs, or s3://bucket/ (default: %(default)s)"
+        "dir",
+        nargs="?",
+        default="runs",
+        help="folder of runs, s3://bucket/, or the table of a scan (default: %(default)s)",
     )
     dashboard.add_argument(
         "--host",
@@ -66,11 +82,18 @@ def build_parser() -> argparse.ArgumentParser:
     dashboard.add_argument(
         "--port", type=int, default=8050, help="port to listen at, 0 takes a free one (default: %(default)s)"
     )
-    dashboard.add_argument(
+    token = dashboard.add_mutually_exclusive_group()
+    token.add_argument(
         "--token",
         default="",
         help="what a browser must show once, at least 16 characters (default: where one is needed, one is "
         "made and printed)",
+    )
+    token.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="a file that holds it, so that neither a list of processes nor a log shows it",
     )
     dashboard.add_argument(
         "--prefix", default="", metavar="PATH", help="the path that a proxy serves it at, such as /x/"
@@ -89,37 +112,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="it always is: the dashboard changes nothing in a run's folder",
     )
 
-    check = command(
-        "check", "say what is wrong with runs, in which layer, since which step and what to do",
-        "layerwatch check runs/exp1 --fail-on critical",
+    check_command.add_arguments(
+        command(
+            "check", "say what is wrong with runs, in which layer, since which step and what to do",
+            "layerwatch check runs/exp1 --fail-on critical --junit report.xml",
+        )
     )  # fmt: skip
-    check.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or their URLs")
-    check.add_argument(
-        "--baseline",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="RUN",
-        help="earlier good runs to compare with, or one file that `calibrate` has made of them",
-    )
-    check.add_argument("--format", choices=("text", "json"), default="text", help="(default: %(default)s)")
-    check.add_argument(
-        "--fail-on",
-        choices=("warning", "critical"),
-        help="exit with 1 when a finding is at least so severe (default: never)",
-    )
-    check.add_argument(
-        "--follow",
-        action="store_true",
-        help="print each new finding as one line (or JSON object) until the runs are closed",
-    )
-    check.add_argument(
-        "--interval",
-        type=_seconds,
-        default=5.0,
-        metavar="S",
-        help="with --follow: seconds between two looks (default: %(default)g)",
-    )
 
     compare_command.add_arguments(
         command(
@@ -172,6 +170,36 @@ def build_parser() -> argparse.ArgumentParser:
     runs.add_argument(
         "dir", nargs="?", default="runs", help="folder of runs, or s3://bucket/ (default: %(default)s)"
     )
+    runs.add_argument(
+        "--tag", action="append", default=[], metavar="WORD", help="only runs with this tag, or all of them"
+    )
+    runs.add_argument("--owner", metavar="NAME", help="only runs of this owner")
+    runs.add_argument(
+        "--where", default="", metavar="FILTER",
+        help="only runs that fit, such as 'health:critical age<7d lr>0.01'; see docs/dashboard.md",
+    )  # fmt: skip
+
+    label_command.add_arguments(
+        command(
+            "label", "show and edit tags, owner and note of runs, while they train or later",
+            "layerwatch label runs/exp1 runs/exp2 --tag baseline --note warm-up",
+        )
+    )  # fmt: skip
+
+    scan_command.add_arguments(
+        command(
+            "scan",
+            "read every run below a folder or bucket into one table, and say which became worse",
+            "layerwatch scan s3://bucket/runs --engine dask --since 7d",
+        )
+    )
+
+    alerts_command.add_arguments(
+        command(
+            "alerts", "show who is told of what by layerwatch.toml, or send a sample to every channel",
+            "layerwatch alerts test",
+        )
+    )  # fmt: skip
 
     export = command(
         "export", "write a run as one tidy table: one row per step, tensor and kind",
@@ -252,14 +280,6 @@ def build_parser() -> argparse.ArgumentParser:
         help=r"the name of scalars whose tags match; \1 stands for the first group",
     )
     return parser
-
-
-def _seconds(text: str) -> float:
-    """A number above 0."""
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
-    return seconds
 
 
 def _steps(text: str) -> tuple[int | None, int | None]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .monitor import Finding, Run
-    from .monitor.normal import Normal
+    from .monitor import Run
+    from .monitor.fleet.search import Query
 
-SEVERITIES = ("info", "warning", "critical")
 STYLES = {"info": "cyan", "warning": "yellow", "critical": "bold red"}
 
 
@@ -27,10 +24,10 @@ def demo(options: argparse.Namespace) -> int:
     from .demo import run_demo
 
     folders = run_demo(options.dir)
-    from .monitor import Run
+    from .check_command import judge, show
 
     for folder in folders:
-        _print_findings(Run(folder))
+        show(judge(str(folder)))
     if options.no_serve:
         _say(f"See them in the browser: layerwatch dashboard {options.dir}")
         return 0
@@ -41,11 +38,16 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def dashboard(options: argparse.Namespace) -> int:
+    from .dashboard.scanned import is_table
+    from .monitor.fleet import TABLE
     from .monitor.store import store_of
 
     root = store_of(options.dir)
-    if root.path is None:
-        root.list()  # better now than in the browser: the bucket, the credentials
+    if is_table(options.dir):
+        pass  # it is read when the pages are made, before they are served
+    elif root.path is None:
+        if root.modified(TABLE) is None:
+            root.list()  # better now than in the browser: the bucket, the credentials
     elif root.path.exists() and not root.path.is_dir():
         raise ValueError(
             f"expected a folder of runs, but {options.dir} is a file: give the folder above the runs"
@@ -62,12 +64,21 @@ def dashboard(options: argparse.Namespace) -> int:
         options.dir,
         host=options.host,
         port=options.port,
-        token=options.token,
+        token=_token(options.token_file) if options.token_file else options.token,
         prefix=options.prefix,
         names=options.allow_host,
         open_browser=options.open,
+        secret=options.token_file is not None,
     )
     return 0
+
+
+def _token(path: Path) -> str:
+    """The first line of a file."""
+    token = path.read_text(encoding="utf-8").partition("\n")[0].strip()
+    if not token:
+        raise ValueError(f"expected a token in the first line of {path}, but it is empty: write one there")
+    return token
 
 
 def _check_port(port: int, host: str = "127.0.0.1") -> None:
@@ -80,53 +91,6 @@ def _check_port(port: int, host: str = "127.0.0.1") -> None:
         raise ValueError(
             f"expected a free port, but {host}:{port} cannot be used ({reason}): choose another --port"
         ) from None
-
-
-def check(options: argparse.Namespace) -> int:
-    if options.follow:
-        from .follow import follow
-        from .monitor.normal import known
-
-        return _verdict(options, follow(options, known(_baselines(options.baseline))))
-    runs, baselines = [_open(path) for path in options.runs], _baselines(options.baseline)
-    found = [(run, run.findings(baselines), run.notes(baselines)) for run in runs]
-    if options.format == "json":
-        document = {
-            "version": 1,
-            "runs": [run.name for run in runs],
-            "findings": [f.to_dict() for _, findings, _ in found for f in findings],
-            "notes": [
-                note if len(runs) == 1 else f"{run.name}: {note}" for run, _, notes in found for note in notes
-            ],
-        }
-        print(json.dumps(document, indent=1, allow_nan=False))
-    else:
-        for run, findings, notes in found:
-            _print_findings(run, findings, notes)
-    return _verdict(options, [f for _, findings, _ in found for f in findings])
-
-
-def _verdict(options: argparse.Namespace, findings: Sequence[Finding]) -> int:
-    """The exit code."""
-    worst = max((SEVERITIES.index(f.severity) for f in findings), default=-1)
-    return int(options.fail_on is not None and worst >= SEVERITIES.index(options.fail_on))
-
-
-def _baselines(paths: Sequence[str]) -> Normal | tuple[()]:
-    """What is normal by these runs, or by this file."""
-    from .monitor import RunError
-    from .monitor.normal import learn_runs
-    from .monitor.normal_file import read_normal
-
-    files = [path for path in paths if Path(path).is_file()]
-    if files and len(paths) > 1:
-        raise RunError(
-            f"expected one file of `layerwatch calibrate`, or runs, got {' '.join(paths)}: a file stands for "
-            "its runs, calibrate again to add others"
-        )
-    if files:
-        return read_normal(files[0])
-    return learn_runs(_open(path) for path in paths) if paths else ()
 
 
 def calibrate(options: argparse.Namespace) -> int:
@@ -192,23 +156,46 @@ def runs(options: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from .monitor import scan_runs
+    from .monitor.fleet.search import parse
     from .monitor.store import store_of
 
+    query, root = parse(options.where), store_of(options.dir).url
     runs, broken = scan_runs(options.dir)
-    root = store_of(options.dir).url
-    table = _table("run", "health", "state", "step", "age", "train_loss", "val_loss")
+    runs = [run for run in runs if _is_labelled(run, options) and _fits(run, query, root)]
+    labels = [name for name in ("owner", "tags") if any(run.info.get(name) for run in runs)]
+    table = _table("run", "health", "state", "step", "age", "train_loss", "val_loss", *labels)
     for run in runs:
         alarms = [f for f in run.findings() if f.severity != "info"]
         health = f"[{STYLES[alarms[0].severity]}]{alarms[0].problem}[/]" if alarms else "[green]healthy[/]"
         state = "live" if run.live else "closed" if run.info.get("closed") else "interrupted"
         age = _age(time.time() - float(run.info.get("created") or 0))
         losses = [_latest(run, name) for name in ("train_loss", "val_loss")]
-        name = run.url.removeprefix(root).strip("/") or run.name
-        table.add_row(escape(name), health, state, str(run.last_step), age, *losses)
-    _say(table if runs else escape(f"No runs below {options.dir}."))
+        name = _below(run, root)
+        told = {"owner": run.info.get("owner") or "", "tags": " ".join(run.info.get("tags") or ())}
+        told = [escape(told[name]) for name in labels]
+        table.add_row(escape(name), health, state, str(run.last_step), age, *losses, *told)
+    which = " that fit" if options.tag or options.owner or options.where else ""
+    _say(table if runs else escape(f"No runs{which} below {options.dir}."))
     for folder, problem in broken.items():
         print(f"{folder}: {problem}", file=sys.stderr)
     return 0
+
+
+def _below(run: Run, root: str) -> str:
+    return run.url.removeprefix(root).strip("/") or run.name
+
+
+def _fits(run: Run, query: Query, root: str) -> bool:
+    """Does it fit --where? The filter speaks of the row that a scan makes of the run."""
+    from .monitor.fleet import scan_run
+
+    return not query.terms or query.fits(scan_run(run.url).to_pylist()[0] | {"run": _below(run, root)})
+
+
+def _is_labelled(run: Run, options: argparse.Namespace) -> bool:
+    """Has it all of --tag, and the --owner?"""
+    owned = options.owner is None or (run.info.get("owner") or "") == options.owner
+    return owned and set(options.tag) <= set(run.info.get("tags") or ())
 
 
 def export(options: argparse.Namespace) -> int:
@@ -267,32 +254,6 @@ def import_tensorboard(options: argparse.Namespace) -> int:
         for note in made.notes:
             print(f"  {note}")
     return 0
-
-
-def _print_findings(run: Run, findings: list[Finding] | None = None, notes: Sequence[str] = ()) -> None:
-    from rich.markup import escape
-
-    findings = run.findings() if findings is None else findings
-    alarms = sum(f.severity != "info" for f in findings)
-    verdict = f"[bold red]{alarms} alarm{'s' * (alarms > 1)}[/]" if alarms else "[bold green]no alarm[/]"
-    _say(f"\n[bold]{escape(run.name)}[/] · {run.last_step + 1} steps · {verdict}")
-    if findings:
-        table = _table("severity", "problem", "where", "steps", "what, and what to try first")
-        for f in findings:
-            where = "\n".join(escape(name) for name in f.layers[:3]) + (
-                f"\n+{len(f.layers) - 3} more" if len(f.layers) > 3 else ""
-            )
-            what = f"{escape(f.summary)}\n[dim]{escape(f.advice)}[/]"
-            table.add_row(
-                f"[{STYLES[f.severity]}]{f.severity}[/]",
-                f.problem,
-                where,
-                f"{f.first_step}-{f.last_step}",
-                what,
-            )
-        _say(table)
-    for note in notes:
-        _say(f"[dim]note: {escape(note)}[/]")
 
 
 def _table(*columns: str) -> Table:

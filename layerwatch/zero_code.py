@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 #: Seconds of processor time of child processes that are worth a word.
 CHILD_SECONDS = 1.0
 #: Options that are given to `watch` as they are.
-PASSED = ("run", "every", "budget", "reference", "include", "exclude", "keep", "drift_limit")
+PASSED = (
+    "run", "every", "budget", "reference", "include", "exclude", "keep", "drift_limit",
+    "tags", "owner", "note", "alerts",
+)  # fmt: skip
+#: What is on unless `--no-...` is given.
+SWITCHES = ("activations", "updates", "live", "system")
 
 
 def add_arguments(run: argparse.ArgumentParser) -> None:
@@ -55,11 +60,28 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--step-norms", action="store_true", help="log every tensor's gradient norm at each step"
     )
+    run.add_argument(
+        "--tag",
+        action="append",
+        dest="tags",
+        type=_word,
+        metavar="WORD",
+        help="to find the run by; may be given several times",
+    )
+    run.add_argument(
+        "--owner", metavar="NAME", help="whose run it is (default: LAYERWATCH_OWNER, else the login name)"
+    )
+    run.add_argument("--note", metavar="TEXT", help="what is worth knowing about the run")
+    run.add_argument(
+        "--alerts", metavar="FILE", help="who is told of findings (default: layerwatch.toml, if there is one)"
+    )
+    run.add_argument("--no-alerts", dest="alerts", action="store_const", const=False, help="nobody is told")
     run.add_argument("--resume", action="store_true", help="continue the run, or begin it")
     for name, left_out in (
         ("activations", "summaries of module outputs"),
         ("updates", "the true change of each weight"),
         ("live", "judging while it trains"),
+        ("system", "what the machine does"),
     ):
         run.add_argument(f"--no-{name}", dest=name, action="store_false", help=f"without {left_out}")
     run.add_argument(
@@ -96,6 +118,12 @@ def _limits(given: Sequence[tuple[str, float]]) -> float | dict[str, float]:
     return dict(given)
 
 
+def _word(text: str) -> str:
+    if text.split() != [text] or "," in text:
+        raise argparse.ArgumentTypeError(f"expected a word without spaces and commas, got {text!r}")
+    return text
+
+
 def _regex(text: str) -> str:
     try:
         re.compile(text)
@@ -119,10 +147,14 @@ def prepare(options: argparse.Namespace) -> Callable[[], int]:
     chosen = {name: getattr(options, name) for name in PASSED if getattr(options, name) is not None}
     if "drift_limit" in chosen:
         chosen["drift_limit"] = _limits(chosen["drift_limit"])
-    chosen |= {name: False for name in ("activations", "updates", "live") if not getattr(options, name)}
+    chosen |= {name: False for name in SWITCHES if not getattr(options, name)}
     chosen |= {name: True for name in ("step_norms", "resume") if getattr(options, name)}
     if options.reference and not Path(options.reference).exists():
         raise ValueError(f"expected a checkpoint as --reference, but {options.reference} does not exist")
+    if options.alerts:
+        from .monitor.alerts.config import read_config
+
+        read_config(options.alerts)  # better now than when the training begins
     there = "run" in chosen and (Path(chosen["run"]) / "run.json").exists()
     if there and not options.resume and _first_rank():
         raise ValueError(f"the run {chosen['run']} exists already: choose another --run, or --resume it")

@@ -112,14 +112,16 @@ def compare_runs(a: Run, b: Run, repeats: Sequence[Run] = ()) -> Comparison:
 
 
 def settings(run: Run) -> dict[str, str]:
-    """What was chosen for a run, flattened: config, optimizers, seed, versions, size."""
+    """What was chosen for a run, flattened: config, optimizers, seed, versions, labels, size."""
     info = run.info
     flat: dict[str, str] = {}
     for prefix, value in (("config", info.get("config")), ("optimizer", info.get("optimizers"))):
         _flatten(flat, prefix, value)
-    for key in ("seed", "every", "git_commit", "host"):
-        if info.get(key) is not None:
+    for key in ("seed", "every", "git_commit", "host", "owner", "note"):
+        if info.get(key) not in (None, ""):
             flat[key] = str(info[key])
+    if info.get("tags"):
+        flat["tags"] = " ".join(info["tags"])
     _flatten(flat, "version", info.get("versions"))
     tensors = run.tensors()
     flat["parameters"] = integer(tensors["elements"].sum()) if len(tensors) else "0"

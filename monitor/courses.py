@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from .schema import SYSTEM
+
 if TYPE_CHECKING:
     from .detectors.history import Floats, History, Ints
 
@@ -129,8 +131,9 @@ def smooth(values: Floats, least: int = WIDTHS[0]) -> Floats:
 
 
 def is_result(name: str) -> bool:
-    """A scalar is a result of the training: no clock or counter, and not written around single steps only."""
-    return not (_words(name) & _IGNORED or name.startswith("recorder/"))
+    """A scalar is a result of the training: no clock or counter, nothing of the machine, and not written
+    around single steps only."""
+    return not (_words(name) & _IGNORED or name.startswith(("recorder/", SYSTEM)))
 
 
 def better(name: str) -> int:

@@ -39,6 +39,11 @@ class Finding:
         """Severity is warning or critical."""
         return self.severity != "info"
 
+    @property
+    def led_to(self) -> tuple[str, ...]:
+        """The problems that it brought about, which are no findings of their own."""
+        return tuple(str(self.evidence["led_to"]).split(", ")) if "led_to" in self.evidence else ()
+
     def line(self) -> str:
         """All that matters in one line."""
         summary = " ".join(self.summary.split())
@@ -47,6 +52,22 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: plain types, None where a number is not finite."""
         return {name: plain(value) for name, value in asdict(self).items()}
+
+
+class NotJudged(str):
+    """A note that some problems were not judged.
+
+    Attributes:
+        problems: their codes. reason: why.
+    """
+
+    problems: tuple[str, ...]
+    reason: str
+
+    def __new__(cls, note: str, problems: Sequence[str], reason: str) -> NotJudged:
+        self = super().__new__(cls, note)
+        self.problems, self.reason = tuple(problems), reason
+        return self
 
 
 class News:
@@ -206,20 +227,23 @@ def judge(history: History, normal: Normal | None = None) -> tuple[list[Finding]
             unjudged.setdefault(str(reason), []).append(problem)
             continue
         except Exception as error:  # a broken detector must not hide what the others see
-            notes.append(f"the detector of {problem} failed: {type(error).__name__}: {error}")
+            why = f"{type(error).__name__}: {error}"
+            note = f"the detector of {problem} failed: {why}"
+            notes.append(NotJudged(note, [problem], f"its detector failed: {why}"))
             continue
         if finding is not None and _worse(finding, found.get(finding.problem)):
             found[finding.problem] = finding
     return _ordered(_fold(found, history.slack)), [*_lacks(unjudged), *notes]
 
 
-def _lacks(unjudged: dict[str, list[str]]) -> list[str]:
+def _lacks(unjudged: dict[str, list[str]]) -> list[NotJudged]:
     """One note for each reason, however many problems it hides."""
-    joined = ((reason, list(dict.fromkeys(problems))) for reason, problems in unjudged.items())
-    return [
-        f"{', '.join(problems)} {'was' if len(problems) == 1 else 'were'} not judged: {reason}"
-        for reason, problems in joined
-    ]
+    notes = []
+    for reason, hidden in unjudged.items():
+        problems = list(dict.fromkeys(hidden))
+        were = "was" if len(problems) == 1 else "were"
+        notes.append(NotJudged(f"{', '.join(problems)} {were} not judged: {reason}", problems, reason))
+    return notes
 
 
 def _checked(answer: Any) -> Finding | None:

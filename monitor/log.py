@@ -15,6 +15,7 @@ import contextlib
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class LogWriter:
 
     Args:
         path: the run folder, made if missing.
-        info: the content of run.json; `schema_version`, `created`, `closed` and `keep` are added.
+        info: the content of run.json; `id`, `schema_version`, `created`, `closed` and `keep` are added.
         resume: go on in a folder that already holds a run, with the next session; what the new
             `info` does not tell stays in run.json.
         writer: whose files they are. "r0" owns run.json; the others join the run, whether it is there yet or
@@ -83,7 +84,8 @@ class LogWriter:
         self.session = session
         self._rotate_seconds = rotate_seconds
         created = old.get("created", time.time())
-        self.info = {**old, "schema_version": SCHEMA_VERSION, "created": created, **info, "keep": keep}
+        new = {"id": uuid.uuid4().hex} if writer == FIRST else {}
+        self.info = {**new, **old, "schema_version": SCHEMA_VERSION, "created": created, **info, "keep": keep}
         self.info |= {"session": self.session, "process_started": started(), "closed": False}
         self.info.pop("checksum", None)
         self.info.pop("ended", None)

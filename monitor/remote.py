@@ -92,6 +92,13 @@ class RemoteStore(Store):
     def list(self, folder: str = "") -> dict[str, int]:
         return {name: info.size for name, info in self._all().get(folder, {}).items()}
 
+    def tree(self) -> dict[str, tuple[int, float]]:
+        return {
+            f"{folder}/{name}" if folder else name: (info.size, info.mtime_ns / 1e9 if info.mtime else 0.0)
+            for folder, files in self._all().items()
+            for name, info in files.items()
+        }
+
     def _all(self) -> dict[str, dict[str, fs.FileInfo]]:
         """Folder -> file name -> what is known of it, of everything at or below this prefix."""
         if self._listing is None:
@@ -176,7 +183,6 @@ class RemoteStore(Store):
         return self._fault(error) if "AWS Error" in str(error) else error
 
     def put(self, name: str, content: bytes | Path) -> None:
-        """Store bytes or a local file under a name: visible whole or not at all."""
         with contextlib.ExitStack() as closing:
             source = closing.enter_context(content.open("rb")) if isinstance(content, Path) else None
             with self._translated(), self._fs.open_output_stream(self._key(name)) as stream:

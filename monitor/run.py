@@ -20,6 +20,7 @@ from .answers import Answers
 from .derive import POOLED, columns_of, drift_frame, histogram_frame, needed, stats_frame
 from .description import describe
 from .frames import Overview
+from .labels import LABELS, with_labels
 from .process import alive
 from .ranks import with_others
 from .reader import LogReader
@@ -62,7 +63,7 @@ class Run:
     """One training's log.
 
     Args:
-        path: the run folder, as given to `watch(run=...)`, or its URL in an object store.
+        path: the run folder, as given to `watch(run=...)`, or its URL in an object store; or its store.
         session: show the log as it was when this session (see `sessions`) was the latest.
 
     Raises:
@@ -72,7 +73,7 @@ class Run:
     added.
     """
 
-    def __init__(self, path: str | Path, session: int | None = None) -> None:
+    def __init__(self, path: str | Path | Store, session: int | None = None) -> None:
         store = store_of(path)
         self.path = store.path or Path(store.url)
         self.url, self.name = store.url, store.name
@@ -83,9 +84,11 @@ class Run:
         self._seen = self._log.generation
 
     @staticmethod
-    def _describe(store: Store) -> tuple[dict[str, Any], str | None]:
-        info, damage = describe(store)
-        return with_others(info, store), damage
+    def _describe(store: Store) -> tuple[dict[str, Any], dict[str, str]]:
+        """What is told of the run, and the files that are damaged: what is wrong with each."""
+        info, wrong = describe(store)
+        info, unlabelled = with_labels(with_others(info, store), store)
+        return info, {name: what for name, what in (("run.json", wrong), (LABELS, unlabelled)) if what}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, last_step={self.last_step}, live={self.live})"
@@ -106,8 +109,7 @@ class Run:
     @property
     def problems(self) -> dict[str, str]:
         """Damaged files of this run, by name: what is wrong with each. What is whole in them is read."""
-        own = {"run.json": self._damage} if self._damage else {}
-        return {**own, **self._log.problems}
+        return {**self._damage, **self._log.problems}
 
     def refresh(self) -> bool:
         """Look at the disk again; True when something new arrived."""

@@ -9,6 +9,9 @@ import pyarrow as pa
 #: Written to run.json and to every file. A reader refuses a newer version; older ones stay readable.
 SCHEMA_VERSION = 2
 
+#: Scalars whose names begin so tell of the machine, not of the training: nothing is judged by them.
+SYSTEM = "system/"
+
 #: The kinds of rows in the `stats` table.
 KINDS = (
     "weight",

@@ -5,7 +5,11 @@ Names inside a store are relative and use "/": `run.json`, `stats/r0-000001.parq
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -63,9 +67,38 @@ class Store:
         """A whole file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is none; a named pipe is none, and would be waited for.
         """
-        return (self._folder / name).read_bytes()
+        path = self._folder / name
+        if stat.S_ISFIFO(path.stat().st_mode):
+            raise FileNotFoundError(errno.ENOENT, "a named pipe is no file", str(path))
+        return path.read_bytes()
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Store bytes or a local file under a name: visible whole or not at all."""
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        temporary.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        os.replace(temporary, path)
+
+    def tree(self) -> dict[str, tuple[int, float]]:
+        """Every file at or below this folder -> bytes, unix seconds of its last change; hidden ones left out.
+
+        Of an object store one request brings 1,000 of them.
+        """
+        found = {}
+        for folder, names, files in os.walk(self._folder, followlinks=False):
+            names[:] = [n for n in names if not n.startswith(".")]
+            inside = Path(folder).relative_to(self._folder).as_posix()
+            for name in files:
+                if not name.startswith("."):
+                    with contextlib.suppress(OSError):  # it has just been merged into another one
+                        known = os.stat(os.path.join(folder, name))
+                        if stat.S_ISREG(known.st_mode):
+                            place = name if inside == "." else f"{inside}/{name}"
+                            found[place] = known.st_size, known.st_mtime
+        return found
 
     def open(self, name: str) -> pa.NativeFile:
         """A file for random access.
@@ -95,14 +128,33 @@ class Store:
         return error
 
 
-def store_of(path: str | Path) -> Store:
-    """The store at a local path or a URL (`s3://bucket/prefix`).
+def store_of(path: str | Path | Store) -> Store:
+    """The store at a local path or a URL (`s3://bucket/prefix`); a store is one already.
 
     Raises:
         StoreError: the URL is not as expected, or no package for its scheme is installed.
     """
+    if isinstance(path, Store):
+        return path
     if isinstance(path, str) and "://" in path:
         from .remote import Address, RemoteStore  # imports pyarrow.fs with its S3 client
 
         return RemoteStore(Address.of(path))
     return Store(Path(path))
+
+
+def parted(path: str | Path) -> tuple[str | Path, str]:
+    """The folder of a file, a path or a URL with its options, and the file's name."""
+    if isinstance(path, str) and "://" in path:
+        place, mark, options = path.partition("?")
+        folder, _, name = place.rpartition("/")
+        return f"{folder}{mark}{options}", name
+    return Path(path).parent, Path(path).name
+
+
+def joined(folder: str | Path, name: str) -> str | Path:
+    """A file of a folder, which is a path or a URL with its options."""
+    if isinstance(folder, str) and "://" in folder:
+        place, mark, options = folder.partition("?")
+        return f"{place.rstrip('/')}/{name}{mark}{options}"
+    return Path(folder) / name

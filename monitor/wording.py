@@ -45,3 +45,12 @@ def integer(value: object) -> str:
 def share(value: float | None) -> str:
     """A share of one as a percentage."""
     return MISSING if value is None or not math.isfinite(value) else f"{number(100 * value)} %"
+
+
+def printable(text: str) -> str:
+    r"""A text whose control characters cannot move a terminal's cursor or change its colours; lines stay.
+
+    >>> printable("a\x1b[31m\nb")
+    'a�[31m\nb'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)

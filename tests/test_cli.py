@@ -25,7 +25,7 @@ from layerwatch.monitor.problems import SECTIONS, problems
 
 COMMANDS = (
     "demo", "dashboard", "check", "compare", "explain", "calibrate", "drift", "run", "runs", "export",
-    "compact", "upload", "import-tensorboard", "precision",
+    "compact", "upload", "import-tensorboard", "precision", "label",
 )  # fmt: skip
 FINDING = {"run", "problem", "severity", "layers", "first_step", "last_step", "summary", "evidence", "advice"}
 

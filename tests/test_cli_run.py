@@ -136,6 +136,7 @@ def test_a_script_that_is_not_there(python: Callable[..., Done]) -> None:
 def test_a_training_is_watched_and_is_the_same(tmp_path: Path, python: Callable[..., Done]) -> None:
     write(tmp_path / "train.py", TRAINING)
     options = ("--run", "runs/a", "--every", "2", "--exclude", "bias", "--no-activations", "--step-norms")
+    options += ("--tag", "sweep", "--tag", "base", "--owner", "ana", "--note", "a b", "--no-system")
     words = alike(python("train.py", "7"), python("train.py", "7", under=options))
     assert words == "layerwatch: watching Net (2 tensors) in runs/a\n"
     run = Run(tmp_path / "runs" / "a")
@@ -147,6 +148,7 @@ def test_a_training_is_watched_and_is_the_same(tmp_path: Path, python: Callable[
     assert len(run.scalars("train_loss")) == 7
     assert set(run.stats("gradient_norm")["step"]) == {1, 3, 5}
     assert run.info["closed"]
+    assert [run.info[key] for key in ("tags", "owner", "note")] == [["sweep", "base"], "ana", "a b"]
     again = python("train.py", "7", under=options)
     assert (again.returncode, again.stdout) == (2, "")
     assert "exists already" in again.stderr
@@ -245,10 +247,12 @@ dist.destroy_process_group()
 def test_under_torchrun(tmp_path: Path, python: Callable[..., Done]) -> None:
     write(tmp_path / "train.py", PARALLEL)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = python(*launcher, "-m", "layerwatch", "run", "--out", "run", "--every", "1", "train.py")
+    options = ("--out", "run", "--every", "1", "--tag", "pair", "--owner", "ana", "--note", "two ranks")
+    done = python(*launcher, "-m", "layerwatch", "run", *options, "train.py")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("layerwatch: watching") == 1
     run = Run(tmp_path / "run")
+    assert [run.info[key] for key in ("tags", "owner", "note")] == [["pair"], "ana", "two ranks"]
     gradients = run.stats("gradient", "0.weight")  # the averaged one
     assert gradients["norm"].tolist() == pytest.approx([float(x) for x in done.stdout.split()], rel=1e-6)
     assert gradients["step"].tolist() == [0, 1, 2, 3]

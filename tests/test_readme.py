@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ def _commands(language: str) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the blocks ran, with what each printed in <number>.out."""
     place = tmp_path_factory.mktemp("readme")
+    (settings,) = [text for language, text in BLOCKS if language == "toml"]
+    (place / "layerwatch.toml").write_text(settings)
     for number, (language, text) in enumerate(BLOCKS):
         if language == "python":
             command = [sys.executable, "-W", "error", "-c", text]
@@ -34,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_known_languages() -> None:
-    assert {language for language, _ in BLOCKS} == {"python", "bash"}
+    assert {language for language, _ in BLOCKS} == {"python", "bash", "toml"}
 
 
 def test_the_setup_is_two_make_targets_that_exist() -> None:
@@ -71,17 +74,19 @@ def test_the_healthy_example_has_no_alarm(folder: Path) -> None:
 def test_commands_run(folder: Path) -> None:
     commands = [c for c in _commands("bash") if c.startswith("layerwatch")]
     assert {c.split()[1] for c in commands} == {
-        "check", "compare", "dashboard", "drift", "explain", "export", "lineage", "precision", "runs",
-        "verify",
+        "alerts", "check", "compare", "dashboard", "drift", "explain", "export", "label", "lineage",
+        "precision", "runs", "scan", "verify",
     }  # fmt: skip
     shutil.copytree(folder / "runs" / "exp1", folder / "runs" / "exp2")
     for command in commands:
-        words = [sys.executable, "-m", "layerwatch", *command.split()[1:]]
+        words = [sys.executable, "-m", "layerwatch", *shlex.split(command)[1:]]
         if "dashboard" in words:  # serves until it is ended: the browser tests do that
             words.append("--help")
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert (folder / "exp1.parquet").is_file()
+    assert (folder / "runs" / "layerwatch-scan.parquet").is_file()
+    assert (folder / "report.xml").is_file()
 
 
 def test_links_point_at_files() -> None:

@@ -10,6 +10,7 @@
       fontFamily: "inherit",
       fontSize: 13,
       headerFontWeight: 600,
+      cellHorizontalPadding: 10,
       backgroundColor: "var(--card)",
       foregroundColor: "var(--text)",
       headerBackgroundColor: "var(--card)",
@@ -36,11 +37,20 @@
     nodes.splice(0, nodes.length, ...[...nodes].sort((a, b) => place(a) - place(b)));
   };
 
+  let fitting = null; // the runs that fit the filter; null: all
+  functions.layerwatchFiltered = () => fitting !== null;
+  functions.layerwatchFits = ({ data }) => fitting.has(data.run);
+
   // ---- cells
 
   const path = (run) => `${window.layerwatch.base}/run/${run.split("/").map(encodeURIComponent).join("/")}`;
-  components.RunLink = ({ data }) =>
-    element("a", { href: `${path(data.run)}/overview`, className: "run-link", title: data.run }, data.run);
+  const chips = (tags) => tags.map((tag) => element("span", { className: "tag", key: tag }, tag));
+  components.RunLink = ({ data }) => {
+    const link = element("a", { href: `${path(data.run)}/overview`, className: "run-link", title: data.run }, data.run);
+    const note = data.note && element("span", { className: "dim fleet-note", title: data.note }, data.note);
+    const under = data.tags.length || note ? element("span", { className: "fleet-under" }, ...chips(data.tags), note) : null;
+    return element("span", { className: "run-cell" }, link, under);
+  };
   components.Health = ({ data }) => element("span", { className: `badge ${data.health}` }, data.health);
   components.Star = ({ data }) => {
     const on = pins().has(data.run);
@@ -58,6 +68,7 @@
       data.texts.step,
       data.done === null ? null : element("i", { style: { width: `${100 * data.done}%` } }),
     );
+  const { layerwatch = (window.layerwatch = {}) } = window;
   const UNITS = [[86400, "d"], [3600, "h"], [60, "min"]];
   function ago(moment) {
     if (moment === null) return "–";
@@ -65,10 +76,12 @@
     const [size, unit] = UNITS.find(([size]) => seconds >= size) ?? [1, "s"];
     return seconds < 5 ? "just now" : `${Math.floor(seconds / size)} ${unit} ago`;
   }
+  layerwatch.ago = ago;
+  layerwatch.age = (moment) => ago(moment).replace(" ago", ""); // in a column that says Age
   components.Age = ({ data }) =>
     data.live
       ? element("span", { className: "badge live" }, element("span", { className: "dot" }), "live")
-      : element("span", { className: "dim" }, ago(data.updated));
+      : element("span", { className: "dim" }, layerwatch.age(data.updated));
   components.Drift = ({ data }) =>
     element(
       "span",
@@ -76,8 +89,7 @@
       element("b", null, data.texts.drift),
       element("span", { className: "dim" }, element("bdi", { dir: "ltr" }, data.layer)),
     );
-  components.Tags = ({ data }) =>
-    element("span", { className: "tags" }, ...data.tags.map((tag) => element("span", { className: "tag", key: tag }, tag)));
+  components.Tags = ({ data }) => element("span", { className: "tags" }, ...chips(data.tags));
 
   const mantine = (window.dashMantineFunctions = window.dashMantineFunctions || {});
   mantine.twoDigits = (value) => Number(value).toFixed(2);
@@ -104,6 +116,7 @@
     const said = document.getElementById("runs-count");
     if (!said || !grid) return;
     const [all, shown] = [grid.getGridOption("rowData")?.length ?? 0, grid.getDisplayedRowCount()];
+    if (window.layerwatch.props("runs-cursor")?.data === "") return void (said.textContent = "…"); // the others follow
     let total = 0;
     grid.forEachNode(() => (total += 1));
     said.textContent = shown === (total || all) ? `${shown} run${shown === 1 ? "" : "s"}` : `${shown} of ${total} runs`;
@@ -203,10 +216,9 @@
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.runs = {
     // What is written in the controls becomes what the table shows.
-    show(_id, filter, columns) {
+    show(_id, columns) {
       current().then((api) => {
         if (!api || api.isDestroyed()) return;
-        if ((filter ?? "") !== (api.getGridOption("quickFilterText") ?? "")) api.setGridOption("quickFilterText", filter ?? "");
         const wanted = new Set(["pin", "run", ...(Array.isArray(columns) ? columns : split(columns ?? ""))]);
         for (const column of api.getColumns()) {
           const id = column.getColId();
@@ -214,6 +226,19 @@
           api.setColumnsVisible([id], wanted.has(id));
         }
         pinned(api);
+      });
+      return window.dash_clientside.no_update;
+    },
+
+    // Which runs fit the filter, as the server says; of one that it does not understand it says why.
+    fit(data) {
+      const wrong = document.getElementById("filter-wrong");
+      if (!data || !wrong || !document.getElementById("runs-card")) return window.dash_clientside.no_update;
+      wrong.textContent = data.wrong;
+      if (!data.wrong) fitting = data.runs && new Set(data.runs);
+      current().then((api) => {
+        if (api && !api.isDestroyed()) api.onFilterChanged();
+        count();
       });
       return window.dash_clientside.no_update;
     },
@@ -228,7 +253,7 @@
           api.applyTransaction(all ? { add, update, remove } : { add, update, remove, addIndex: 0 }); // newest first
           const cells = update.map((row) => api.getRowNode(row.run));
           // Cells that show more than their value; never the boxes, which somebody may be about to tick.
-          if (cells.length) api.refreshCells({ rowNodes: cells, columns: ["step", "updated", "drift", "rank"], force: true });
+          if (cells.length) api.refreshCells({ rowNodes: cells, columns: ["run", "step", "updated", "drift", "rank"], force: true });
           document.getElementById("runs-card")?.classList.remove("hidden");
           document.getElementById("runs-empty")?.classList.add("hidden");
           count();

@@ -4,7 +4,7 @@
   const { layerwatch } = window;
   const pages = [
     ["overview", "Overview", "o"], ["gradient-flow", "Gradient flow", "f"], ["layer", "Layer", "l"], ["drift", "Drift", "d"],
-    ["overfitting", "Overfitting", "v"], ["compare", "Compare", "c"], ["alerts", "Alerts", "a"], ["runs", "Runs", "r"],
+    ["overfitting", "Overfitting", "v"], ["compare", "Compare", "c"], ["alerts", "Alerts", "a"], ["runs", "Runs", "r"], ["fleet", "Fleet", "e"],
   ];
   const keys = [
     ["Ctrl K  or  /", "search pages, runs, layers, findings, actions"], ["?", "this list"],

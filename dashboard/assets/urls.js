@@ -39,7 +39,7 @@
     if (!link || link.hash || event.defaultPrevented || event.button !== 0) return;
     if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey || link.target) return;
     const path = link.pathname.startsWith(`${base}/`) ? inside(link.pathname) : "";
-    if (link.origin !== location.origin || !/^\/($|run\/|problems($|\/))/.test(path)) return;
+    if (link.origin !== location.origin || !/^\/($|fleet$|run\/|problems($|\/))/.test(path)) return;
     event.preventDefault();
     go(link.matches(".nav-link") ? along(link.getAttribute("href")) : link.getAttribute("href"));
   });

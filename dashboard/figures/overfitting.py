@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 
 from ...monitor.detectors.validation import Stop
+from ...monitor.losses import gap
 from ..text import integer, number, short
 from .base import Panel, line, stack
-from .loss import gap, gap_panel, loss_panel
+from .loss import gap_panel, loss_panel
 from .theme import Figure, Style, message
 
 

@@ -93,5 +93,5 @@ def _lane(kind: str, found: list[Happening], row: int, style: Style) -> dict[str
 
 def _color(kind: str, style: Style) -> str:
     p = style.palette
-    own = {"restart": p.accent, "checkpoint": p.good, "note": p.info}
+    own = {"restart": p.accent, "checkpoint": p.good, "note": p.info, "alert": p.accent}
     return own.get(kind) or p.severity(kind if kind in FINDINGS else TONES.get(kind, ""))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import alerts, compare, drift, gradient_flow, layer, overfitting, overview, problems, runs
+from . import alerts, compare, drift, fleet, gradient_flow, layer, overfitting, overview, problems, runs
 
 #: Slug in the URL -> page.
 PAGES: dict[str, ModuleType] = {
     "runs": runs,
+    "fleet": fleet,
     "overview": overview,
     "gradient-flow": gradient_flow,
     "layer": layer,

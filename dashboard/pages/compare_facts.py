@@ -9,6 +9,7 @@ import numpy as np
 
 from ...monitor import Run
 from ...monitor.parting import Pair, Parting, pair, part
+from ...monitor.schema import SYSTEM
 from ..figures.compare import MAX_RUNS
 from ..figures.grid import build
 from ..queries import Library
@@ -44,8 +45,9 @@ def pair_of(names: Sequence[str], one: str, two: str) -> tuple[str, str]:
 
 
 def scalar_names(library: Library, names: Sequence[str]) -> list[str]:
-    """Scalars of any of these runs, the losses first."""
+    """Scalars of any of these runs, the losses first; what tells of the machine is left out."""
     found = {scalar for name in names for scalar in library.run(name).scalar_names()}
+    found = {scalar for scalar in found if not scalar.startswith(SYSTEM)}
     return [name for name in FIRST if name in found] + sorted(found - set(FIRST))
 
 

@@ -8,7 +8,8 @@ import dash_mantine_components as dmc
 import numpy as np
 from dash import Dash, dcc, html
 
-from ...monitor import Run
+from ...monitor import Run, schema
+from ...monitor.losses import TRAIN, VAL
 from ..components import aria, choice, hidden, scale, smoothing, state_id, toolbar
 from ..figures.curves import MAX_PANELS, Look, multiples_height, ordered, small_multiples
 from ..figures.loss import best_validation, loss
@@ -16,27 +17,34 @@ from ..figures.theme import Figure, Style, message
 from ..pairs import losses
 from ..plots import Plot, Scene, plot_card
 from ..queries import Judgement, Library
-from ..summaries import TRAIN, VAL
 from ..text import duration, integer, number, share
 from ..urls import View, fraction, step_range
 from . import evidence, strip
+from .labels import labels
 from .strip import Numbers
 
 NO_LOSS = "No train_loss was logged. Call watcher.log(train_loss=loss) in the training loop to see it here."
 OUTLIERS = {"show": "Show", "ignore": "Ignore"}
 AXES = {"auto": "Auto", "linear": "Linear", "log": "Log"}
 MANY = 12  # scalars from which a filter helps
+#: Units of what tells of the machine, by the ends of the names.
+UNITS = {
+    "utilisation": "%", "cpu": "%", "cpu_process": "% of a core", "memory": "%", "memory_process": "GB",
+    "power": "W", "temperature": "°C", "disk_free": "GB", "disk_read": "MB/s", "disk_write": "MB/s",
+    "network_in": "MB/s", "network_out": "MB/s",
+}  # fmt: skip
 
 
 def layout(view: View, library: Library, style: Style) -> list[Any]:
     """Key figures; losses and evidence beside the findings; the other scalars."""
     run = library.run(view.run)
     judged = library.judgement(view.run, wait=0.3)
-    others = other_scalars(run)
+    others, system = other_scalars(run), system_scalars(run)
     height = 380 + 30 * min(len(judged.findings) if judged else 0, 8)
     values = [frame["value"].to_numpy() for frame in losses(run)]
     items = evidence.finding_list(view.run, judged, run.last_step)
     parts: list[Any] = [
+        *labels(run),
         strip.strip("overview", numbers(run, judged)),
         toolbar(
             view,
@@ -59,6 +67,9 @@ def layout(view: View, library: Library, style: Style) -> list[Any]:
     if others:
         height = multiples_height(len(others), style.narrow)
         parts.append(plot_card(SCALARS, style, height=height, tools=_scalar_tools(view, len(others))))
+    if system:
+        card = plot_card(SYSTEM, style, height=multiples_height(len(system), style.narrow))
+        parts.append(html.Details([html.Summary("System"), card], className="fold"))
     return [*parts, hidden(view, "pins")]
 
 
@@ -81,7 +92,13 @@ def other_scalars(run: Run) -> list[str]:
     """Names of the logged scalars that have no plot of their own."""
     names = run.scalar_names()
     shown = [next((name for name in known if name in names), "") for known in (TRAIN, VAL)]
-    return [name for name in names if name not in shown]
+    return [name for name in names if name not in shown and not name.startswith(schema.SYSTEM)]
+
+
+def system_scalars(run: Run) -> list[str]:
+    """Names of the scalars that tell of the machine: GPUs first, then as `UNITS` orders them."""
+    names = [name for name in run.scalar_names() if name.startswith(schema.SYSTEM)]
+    return sorted(names, key=lambda name: ("gpu" not in name, _kind(name), name))
 
 
 def numbers(run: Run, judged: Judgement | None) -> Numbers:
@@ -184,6 +201,24 @@ def draw_scalars(scene: Scene) -> Figure:
     return small_multiples(frames, scene.style, look, len(names))
 
 
+def draw_system(scene: Scene) -> Figure:
+    """Small multiples of what the machine did, with their units."""
+    names = system_scalars(scene.run)
+    look = Look(axes="linear", steps=step_range(scene.text("range")))
+    frames = {_with_unit(name): scene.run.scalars(name) for name in names[:MAX_PANELS]}
+    return small_multiples(frames, scene.style, look, len(names))
+
+
+def _with_unit(name: str) -> str:
+    short, kind = name.removeprefix(schema.SYSTEM), _kind(name)
+    return f"{short} ({[*UNITS.values()][kind]})" if kind < len(UNITS) else short
+
+
+def _kind(name: str) -> int:
+    """The place among `UNITS` of what this is; behind them all when it is none."""
+    return next((place for place, ends in enumerate(UNITS) if name.endswith(ends)), len(UNITS))
+
+
 LOSS = Plot(
     "loss-plot",
     "Loss and generalisation gap",
@@ -207,7 +242,15 @@ SCALARS = Plot(
     bad="Sudden jumps: look at what else changed at the same step.",
     keep=("axes", "outliers", "filter", "pins"),
 )
-PLOTS = (LOSS, evidence.EVIDENCE, SCALARS)
+SYSTEM = Plot(
+    "system-plot",
+    "System metrics",
+    "What the machine did beside the training, every ten seconds: nothing here is judged.",
+    draw_system,
+    good="A GPU that is busy most of the time; memory that stays level; room on the disk.",
+    bad="A GPU that waits while a processor is at its limit: data comes too slowly. Memory that only grows.",
+)
+PLOTS = (LOSS, evidence.EVIDENCE, SCALARS, SYSTEM)
 
 
 def register(app: Dash, library: Library) -> None:

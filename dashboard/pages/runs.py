@@ -9,12 +9,15 @@ import dash_ag_grid as dag
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
+from ...monitor.fleet.search import SearchError
 from ..components import aria, code, hidden, notice, state_id
 from ..figures.theme import Style
+from ..filters import field
 from ..plots import Plot
 from ..queries import Library
-from ..rows import PREFIX, Row, Rows, config_names
+from ..rows import PREFIX, Row, Rows
 from ..urls import View
+from .runs_columns import COLUMNS, column_defs, columns_of, configured
 
 PLOTS: tuple[Plot, ...] = ()
 FIRST = 100  # rows that come with the page
@@ -26,66 +29,30 @@ watcher = watch(model, optimizer, run="runs/exp1")
 # in the loop: loss.backward(); optimizer.step(); optimizer.zero_grad()
 watcher.log(train_loss=loss)"""
 
-#: What can be shown of a run besides its name.
-COLUMNS = {
-    "rank": "Health",
-    "finding": "Worst finding",
-    "step": "Step",
-    "updated": "Age",
-    "train": "Train",
-    "val": "Val",
-    "gap": "Gap",
-    "drift": "Largest drift",
-    "tags": "Tags",
-}
-ON_A_PHONE = ["rank", "val"]
-NUMBER: dict[str, Any] = {
-    "type": "rightAligned",
-    "filter": "agNumberColumnFilter",
-    "cellClass": "figure",
-    "valueFormatter": {"function": "params.data.texts[params.colDef.field]"},
-    "comparator": {"function": "layerwatchNumbers"},
-}
-LOOKS: dict[str, dict[str, Any]] = {
-    "rank": {"cellRenderer": "Health", "width": 108, "filter": False, "sortingOrder": ["desc", "asc", None]},
-    "finding": {"minWidth": 150, "flex": 2, "tooltipField": "finding"},
-    "step": NUMBER | {"cellRenderer": "Progress", "width": 128},
-    "updated": {
-        "cellRenderer": "Age",
-        "width": 106,
-        "filter": False,
-        "comparator": {"function": "layerwatchNumbers"},
-        "sortingOrder": ["desc", "asc", None],
-    },
-    "train": NUMBER | {"width": 100},
-    "val": NUMBER | {"width": 92},
-    "gap": NUMBER | {"width": 92},
-    "drift": NUMBER | {"cellRenderer": "Drift", "width": 168, "type": None, "cellClass": ""},
-    "tags": {
-        "cellRenderer": "Tags",
-        "width": 150,
-        "valueFormatter": {"function": "params.value.join(', ')"},
-        "filterValueGetter": {"function": "params.data.tags.join(', ')"},
-        "getQuickFilterText": {"function": "params.data.tags.join(' ')"},
-    },
-}
-
 _tables: WeakKeyDictionary[Library, Rows] = WeakKeyDictionary()
 
 
 def layout(view: View, library: Library, style: Style) -> list[Any]:
     """The table, or how to make a first run."""
     rows, cursor = table_of(library).all(library)
+    settings = table_of(library).settings()
+    shown = columns_of(view, rows, style)
+    defs = column_defs(view, settings, shown, style)
+    fit = _fit(library, view.params.get("filter", ""))
+    wanted = set(fit["runs"] or ())
     broken = library.broken()
     later = len(rows) > FIRST  # the first screen at once, the others behind it
+    first = [row for row in rows if not (later and wanted) or row["run"] in wanted][:FIRST]
     parts: list[Any] = [
         dcc.Store(id="runs-news", data={"cursor": "" if later else cursor}),
         dcc.Store(id="runs-cursor", data="" if later else cursor),
         dcc.Store(id="runs-rest", data=later),
         dcc.Store(id="runs-view"),
+        dcc.Store(id="runs-fit", data=fit),
+        dcc.Store(id="runs-fitted"),
         html.Div(_first_run(library), id="runs-empty", className="hidden" if rows else ""),
         html.Section(
-            [_head(view, rows, style), _compare_bar(), _grid(view, rows, style)],
+            [_head(view, shown, settings, style), _compare_bar(), _grid(defs, first, len(rows), style)],
             className="card" if rows else "card hidden",
             id="runs-card",
             **aria("Table of runs"),  # pyright: ignore[reportArgumentType]
@@ -108,31 +75,27 @@ def _first_run(library: Library) -> html.Div:
     return notice("No runs yet", [html.P(where), code(FIRST_RUN), after])
 
 
-def _head(view: View, rows: list[Row], style: Style) -> html.Div:
+def _head(view: View, shown: list[str], settings: dict[str, bool], style: Style) -> html.Div:
     """What the table can be narrowed to, and which columns it has."""
-    search = dmc.TextInput(
-        id=state_id("filter"),
-        value=view.params.get("filter", ""),
-        placeholder="Filter: name, finding, tag, setting …",
-        size="xs",
-        w="100%" if style.narrow else 290,
-        spellCheck=False,
-        **aria("filter runs"),
-    )
     states = [hidden(view, key) for key in ("sort", "where", "pins")]
     count = html.Span("", id="runs-count", className="dim", role="status")
     hint = html.Span("Tick 2 to 8 to compare, ☆ keeps a run at the top", className="dim hint")
-    tools = [search, count, html.Div(className="spring"), hint, _chooser(view, rows, style)]
+    tools = [
+        field(view, style.narrow),
+        count,
+        html.Div(className="spring"),
+        hint,
+        _chooser(shown, settings),
+    ]
     return html.Div([*tools, *states], className="runs-head")
 
 
-def _chooser(view: View, rows: list[Row], style: Style) -> html.Details:
+def _chooser(shown: list[str], settings: dict[str, bool]) -> html.Details:
     """A menu of columns; what a run was configured with is at the end."""
-    shown = columns_of(view, rows, style)
     own = [dmc.Checkbox(label=word, value=key, size="xs") for key, word in COLUMNS.items()]
     more = [
         dmc.Checkbox(label=name, value=PREFIX + name, size="xs")
-        for name in dict.fromkeys([*config_names(rows), *_configured(shown)])
+        for name in dict.fromkeys([*settings, *configured(shown)])
     ]
     rest = [html.Div("Configuration", className="label"), *more] if more else []
     group = dmc.CheckboxGroup(
@@ -141,19 +104,6 @@ def _chooser(view: View, rows: list[Row], style: Style) -> html.Details:
     return html.Details(
         [html.Summary("Columns"), html.Div(group, className="menu-items")], className="menu words"
     )
-
-
-def columns_of(view: View, rows: list[Row], style: Style) -> list[str]:
-    """The columns of a link. Else all, without tags that no run has; on a phone there is room for few."""
-    if "columns" not in view.params:
-        tagged = any(row["tags"] for row in rows)
-        return ON_A_PHONE if style.narrow else [key for key in COLUMNS if key != "tags" or tagged]
-    asked = [name for name in view.params["columns"].split(",") if name]
-    return [name for name in asked if name in COLUMNS or name.startswith(PREFIX)]
-
-
-def _configured(names: list[str]) -> list[str]:
-    return [name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)]
 
 
 def _compare_bar() -> html.Div:
@@ -170,12 +120,22 @@ def _compare_bar() -> html.Div:
     )
 
 
-def _grid(view: View, rows: list[Row], style: Style) -> dag.AgGrid:
-    shown, few = columns_of(view, rows, style), len(rows) <= MOST
+def _fit(library: Library, text: str) -> dict[str, Any]:
+    """The names of the runs that fit a filter, None: all of them; and what is wrong with it."""
+    if not text.strip():
+        return {"runs": None, "wrong": ""}
+    try:
+        return {"runs": table_of(library).fitting(library, text), "wrong": ""}
+    except SearchError as error:
+        return {"runs": None, "wrong": str(error)}
+
+
+def _grid(defs: list[dict[str, Any]], first: list[Row], total: int, style: Style) -> dag.AgGrid:
+    few = total <= MOST
     return dag.AgGrid(
         id="runs-grid",
-        rowData=rows[:FIRST],
-        columnDefs=column_defs(view, rows, shown, style),
+        rowData=first,
+        columnDefs=defs,
         defaultColDef={"sortable": True, "filter": True, "resizable": True},
         getRowId="params.data.run",
         dashGridOptions={
@@ -197,12 +157,12 @@ def _grid(view: View, rows: list[Row], style: Style) -> dag.AgGrid:
             "selectionColumnDef": {
                 "headerName": "Ticked",
                 "headerClass": "unseen-head",
-                "width": 42,
+                "width": 38,
                 "resizable": False,
                 "suppressHeaderMenuButton": True,
             },
-            "includeHiddenColumnsInQuickFilter": True,
-            "quickFilterText": view.params.get("filter", ""),
+            "isExternalFilterPresent": {"function": "layerwatchFiltered()"},
+            "doesExternalFilterPass": {"function": "layerwatchFits(params)"},
             "postSortRows": {"function": "layerwatchPinsFirst(params)"},
             "localeText": {"noRowsToShow": "No run fits the filter."},
         },
@@ -210,49 +170,6 @@ def _grid(view: View, rows: list[Row], style: Style) -> dag.AgGrid:
         className="runs-grid",
         dangerously_allow_code=False,
     )
-
-
-def column_defs(view: View, rows: list[Row], shown: list[str], style: Style) -> list[dict[str, Any]]:
-    """All columns, those that are not asked for hidden, sorted as the link says."""
-    star = {
-        "colId": "pin",
-        "headerName": "Pinned",
-        "headerClass": "unseen-head",
-        "cellRenderer": "Star",
-        "width": 40,
-        "sortable": False,
-        "filter": False,
-        "resizable": False,
-        "cellClass": "star-cell",
-    }
-    run = {"field": "run", "headerName": "Run", "cellRenderer": "RunLink", "flex": 2}
-    run["minWidth"] = 120 if style.narrow else 168
-    own = [{"field": key, "headerName": word, **LOOKS[key]} for key, word in COLUMNS.items()]
-    names = dict.fromkeys([*config_names(rows), *_configured(shown)])
-    more = [{"field": PREFIX + name, "headerName": name, "width": 130, **_kind(name, rows)} for name in names]
-    order = sorting(view)
-    for definition in (run, *own, *more):
-        field = definition["field"]
-        definition["hide"] = field != "run" and field not in shown
-        if field in order:
-            definition |= {"sort": order[field], "sortIndex": list(order).index(field)}
-    return [star, run, *own, *more]
-
-
-def _kind(name: str, rows: list[Row]) -> dict[str, Any]:
-    """A column of numbers is filtered and aligned as numbers."""
-    values = [row.get(PREFIX + name) for row in rows]
-    known = [value for value in values if value is not None]
-    if known and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
-        numbers = {"type": "rightAligned", "filter": "agNumberColumnFilter", "cellClass": "figure"}
-        return numbers | {"comparator": {"function": "layerwatchNumbers"}}
-    return {"valueFormatter": {"function": "layerwatchSetting(params.value)"}}
-
-
-def sorting(view: View) -> dict[str, str]:
-    """Field -> "asc" or "desc", from a link such as sort=rank:desc,step:asc."""
-    pairs = [part.rpartition(":") for part in view.params.get("sort", "").split(",") if part]
-    return {field: way for field, _, way in pairs if field and way in ("asc", "desc")}
 
 
 def register(app: Dash, library: Library) -> None:
@@ -281,7 +198,20 @@ def register(app: Dash, library: Library) -> None:
         ClientsideFunction("runs", "show"),
         Output("runs-view", "data"),
         Input("runs-grid", "id"),
-        Input(state_id("filter"), "value"),
         Input(state_id("columns"), "value"),
         Input(state_id("pins"), "value"),
+    )
+
+    @app.callback(
+        Output("runs-fit", "data"),
+        Input(state_id("filter"), "value"),
+        Input("runs-cursor", "data"),
+        State("page", "data"),
+        prevent_initial_call=True,  # the page came with it
+    )
+    def fit(filter: str, _cursor: str, page: dict[str, Any]) -> Any:
+        return _fit(library, str(filter or "")) if page.get("page") == "runs" else no_update
+
+    app.clientside_callback(
+        ClientsideFunction("runs", "fit"), Output("runs-fitted", "data"), Input("runs-fit", "data")
     )

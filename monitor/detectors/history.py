@@ -181,7 +181,17 @@ class History:
 
     def of(self, tensor: str, column: str) -> Any:
         """One field of a tensor (`Run.tensors`): role, shape, module, depth, ..."""
-        return self.tensors.at[tensor, column]
+        return self._fields[tensor][column]
+
+    @functools.cached_property
+    def _fields(self) -> dict[str, dict[str, Any]]:
+        """`tensors` by name and column: a data frame is slow where single fields are asked for."""
+        table = self.tensors
+        rows = zip(*(table[column] for column in table.columns), strict=True)
+        return {
+            name: dict(zip(table.columns, row, strict=True))
+            for name, row in zip(table.index, rows, strict=True)
+        }
 
     def role(self, tensor: str) -> str:
         return str(self.of(tensor, "role")) if tensor in self.tensors.index else "other"

@@ -216,6 +216,7 @@ def test_small_plots_are_pinned_filtered_and_zoomed_together(open_page: Open) ->
     assert query(page)["pins"] == last
     expect(page.get_by_role("button", name=f"Unpin {last}")).to_be_focused()
     page.wait_for_timeout(500)
+    page.locator("#scalars-plot .nsewdrag").nth(1).scroll_into_view_if_needed()
     box = page.locator("#scalars-plot .nsewdrag").nth(1).bounding_box()
     assert box
     page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 40)

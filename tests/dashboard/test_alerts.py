@@ -81,6 +81,8 @@ def test_an_event_says_its_steps_and_its_kind() -> None:
             (201, "skipped", "overflow"),
             (202, "skipped", "overflow"),
             (250, "checkpoint", "out/step250.pt, 45,210 bytes"),
+            (260, "alert", "sent to team: critical nonfinite"),
+            (270, "alert", "not sent to mail (connection refused; 4 attempts): critical nonfinite"),
             (300, "never heard of", "?"),
             (301, "critical", "an event that is named like a severity"),
             (-1, "note", "before the first step"),
@@ -92,6 +94,10 @@ def test_an_event_says_its_steps_and_its_kind() -> None:
     assert (skipped.first, skipped.last, skipped.text) == (201, 202, "overflow")
     assert found["Accident"].tone == "critical"
     assert (found["Checkpoint"].kind, found["Checkpoint"].tone) == ("checkpoint", "event")
+    sent, lost = found["Alert sent"], found["Alert not sent"]
+    assert (sent.kind, sent.tone, sent.text) == ("alert", "event", "to team: critical nonfinite")
+    assert (lost.kind, lost.tone) == ("untold", "warning")
+    assert lost.text == "to mail (connection refused; 4 attempts): critical nonfinite"
     assert found["Never heard of"].kind == "other"
     assert found["Critical"].kind == "other"
     assert {h.kind for h in found.values()} <= set(KINDS)

@@ -30,6 +30,7 @@ from layerwatch.monitor.findings import CAUSES, Finding
 from layerwatch.monitor.problems import problems
 from tests.dashboard.test_figures import frame
 from tests.dashboard.test_pages import controls, figures, parts, text
+from tests.monitor.made_logs import make_run as made_run
 from tests.ranks import parted_run
 
 WIDE = {"theme": "light", "narrow": False}
@@ -49,6 +50,19 @@ def vanished(library: Library) -> Finding:
 
 
 # ---- rules and evidence
+
+
+def test_labels_are_at_the_head_in_full_and_only_where_there_are_any(tmp_path: Path) -> None:
+    note = "<b>warm-up</b>\nof 500 steps " + "and more " * 50
+    made_run(tmp_path / "told", tags=["baseline", "lr-sweep"], owner="ana", note=note)
+    made_run(tmp_path / "silent")
+    style = Style(LIGHT)
+    head = overview.layout(View("overview", "told", {}), Library(tmp_path), style)[0]
+    chips = [part for part in parts([head]) if getattr(part, "className", "") == "tag"]
+    assert [chip.children for chip in chips] == ["baseline", "lr-sweep"]
+    assert note in text([head])
+    assert "ana" in text([head])
+    assert overview.layout(View("overview", "silent", {}), Library(tmp_path), style)[0].className == "kpis"
 
 
 def test_ranks_that_part_are_drawn(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_every_word_of_the_navigation_is_a_link(library: Library) -> None:
             for item in parts(nav)
             if type(item).__name__ == "A"
         }
-        assert list(links) == ["Runs", *RUN_PAGES.values(), "Problems"]
+        assert list(links) == ["Runs", "Fleet", *RUN_PAGES.values(), "Problems"]
     assert links["Gradient flow"] == "/run/nested/blow-up/gradient-flow"
 
 

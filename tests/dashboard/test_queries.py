@@ -20,9 +20,9 @@ from layerwatch.dashboard import judging, queries, remembered
 from layerwatch.dashboard.judging import Judgement, Judges, from_plain, judge, to_plain
 from layerwatch.dashboard.queries import Library
 from layerwatch.dashboard.remembered import Shelf
-from layerwatch.dashboard.summaries import flat
 from layerwatch.monitor import LogWriter, Run
 from layerwatch.monitor.findings import Finding
+from layerwatch.monitor.fleet.numbers import flat
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from dash import Dash
 
 from layerwatch.dashboard.figures.theme import LIGHT, Style
 from layerwatch.dashboard.judging import Judgement
-from layerwatch.dashboard.pages import runs
+from layerwatch.dashboard.pages import runs_columns as runs
 from layerwatch.dashboard.queries import Library
-from layerwatch.dashboard.rows import Rows, row, total_steps, worst
+from layerwatch.dashboard.rows import Rows, config_names, row, total_steps, worst
 from layerwatch.dashboard.shell import open_page
 from layerwatch.dashboard.urls import View
 from layerwatch.monitor.findings import Finding
@@ -109,7 +109,7 @@ def test_a_link_chooses_columns_and_order() -> None:
     assert runs.sorting(view) == {"rank": "desc", "config.lr": "asc"}
     shown = runs.columns_of(view, rows, WIDE)
     assert shown == ["rank", "config.lr"]
-    defs = {d.get("field", ""): d for d in runs.column_defs(view, rows, shown, WIDE)}
+    defs = {d.get("field", ""): d for d in runs.column_defs(view, config_names(rows), shown, WIDE)}
     assert not defs["rank"]["hide"]
     assert defs["step"]["hide"]
     assert not defs["run"].get("hide")
@@ -119,16 +119,19 @@ def test_a_link_chooses_columns_and_order() -> None:
 
 
 def test_a_column_of_a_link_is_offered_even_if_no_run_has_it() -> None:
-    fields = {d.get("field") for d in runs.column_defs(View(), [], ["config.gone"], WIDE)}
+    fields = {d.get("field") for d in runs.column_defs(View(), {}, ["config.gone"], WIDE)}
     assert "config.gone" in fields
 
 
-def test_tags_are_a_column_only_where_there_are_any() -> None:
+def test_the_owner_is_a_column_only_where_there_are_several() -> None:
     plain = row("a", {"read": True, "step": 1}, None)
-    tagged = row("b", {"read": True, "step": 1, "tags": ["sweep"]}, None)
-    assert "tags" not in runs.columns_of(View(), [plain], WIDE)
-    assert "tags" in runs.columns_of(View(), [plain, tagged], WIDE)
-    assert runs.columns_of(View(), [tagged], Style(LIGHT, narrow=True)) == runs.ON_A_PHONE
+    owned = row("b", {"read": True, "step": 1, "owner": "ana", "tags": ["sweep"]}, None)
+    assert "owner" not in runs.columns_of(View(), [plain], WIDE)
+    assert "owner" not in runs.columns_of(View(), [owned, owned], WIDE)
+    assert "owner" in runs.columns_of(View(), [plain, owned], WIDE)
+    assert not {"tags", "note", "model"} & set(runs.columns_of(View(), [owned], WIDE))  # below the name
+    assert runs.columns_of(View("runs", "", {"columns": "tags,note"}), [plain], WIDE) == ["tags", "note"]
+    assert runs.columns_of(View(), [owned], Style(LIGHT, narrow=True)) == runs.ON_A_PHONE
 
 
 def _named(item: Any) -> bool:

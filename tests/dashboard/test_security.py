@@ -15,7 +15,8 @@ from layerwatch.dashboard import Access, create_app
 from layerwatch.dashboard.figures.grid import matching
 from layerwatch.dashboard.pages import overview
 from layerwatch.dashboard.prefix import below, prefix_of
-from layerwatch.dashboard.queries import Library, public_url
+from layerwatch.dashboard.queries import Library
+from layerwatch.dashboard.roots import public_url
 from layerwatch.dashboard.security import host_allowed, loopback, policy
 from layerwatch.monitor import StoreError
 
@@ -113,6 +114,18 @@ def test_without_the_token_nothing_is_told(client_of: Callable[..., Client]) -> 
         for path in JSON_PATHS:
             assert client.post(path, json={}, headers={**LOCAL, **headers}).status_code == 401
     assert "A token is needed" in client.get("/", headers=LOCAL).text
+
+
+def test_health_is_told_to_everybody_and_nothing_else(client_of: Callable[..., Client]) -> None:
+    for prefix in ("", "/x"):
+        answer = client_of(Access("0.0.0.0", TOKEN), prefix=prefix).get(f"{prefix}/healthz", headers=LOCAL)
+        assert (answer.status_code, answer.text, answer.mimetype) == (200, "ok\n", "text/plain")
+        assert "Set-Cookie" not in answer.headers
+    client = client_of(Access("0.0.0.0", TOKEN))
+    assert client.get("/healthz", headers={"Host": "evil.example"}).status_code == 400
+    assert client.post("/healthz", headers=LOCAL).status_code == 405
+    for path in ("/healthz/", "/healthz/../", "/run/healthz", "//healthz"):
+        assert client.get(path, headers=LOCAL).status_code in (401, 404), path
 
 
 def test_the_token_becomes_a_cookie_and_leaves_the_address(client_of: Callable[..., Client]) -> None:

@@ -12,7 +12,8 @@ import pytest
 from dash import Dash
 from werkzeug.test import Client
 
-from layerwatch.dashboard import serve, serving
+from layerwatch.cli import main
+from layerwatch.dashboard import Access, serve, serving
 from layerwatch.dashboard.queries import Library
 from layerwatch.monitor import RunError
 
@@ -88,6 +89,27 @@ def test_this_machine_needs_no_token_but_may_have_one(
     assert "token" not in capsys.readouterr().out
     serve(runs_root, port=0, token="a-token-of-my-own")
     assert "/?token=a-token-of-my-own " in capsys.readouterr().out
+
+
+def test_a_token_from_a_file_is_not_printed(
+    runs_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[str] = []
+    monkeypatch.setattr(serving, "over", lambda *_: Fake())
+    monkeypatch.setattr(
+        serving, "Access", lambda host, token, names: served.append(token) or Access(host, token)
+    )
+    file = tmp_path / "token"
+    file.write_text("a-token-of-my-own\nmore\n")
+    assert main(["dashboard", str(runs_root), "--port", "0", "--token-file", str(file)]) == 0
+    assert served == ["a-token-of-my-own"]
+    assert "a-token-of-my-own" not in capsys.readouterr().out
+    for content, words in (("\n", "but it is empty"), ("short", "at least 16 characters")):
+        file.write_text(content)
+        assert main(["dashboard", str(runs_root), "--port", "0", "--token-file", str(file)]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["dashboard", str(runs_root), "--port", "0", "--token-file", str(tmp_path / "gone")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_the_plot_library_may_not_upload(app: Dash) -> None:

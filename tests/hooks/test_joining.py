@@ -109,9 +109,12 @@ FRAMEWORKS = {
 def test_it_logs_what_the_callback_logs(tmp_path: Path, name: str) -> None:
     train, callback, scalars = FRAMEWORKS[name]
     alone = train(tmp_path / "1", [])
-    train(tmp_path / "2", [callback(run=tmp_path / "given", every=1)])
+    options: dict[str, Any] = {
+        "every": 1, "system": False, "tags": ["sweep"], "owner": "ana", "note": "of a framework",
+    }  # fmt: skip
+    train(tmp_path / "2", [callback(run=tmp_path / "given", **options)])
     words: list[str] = []
-    auto = AutoWatch({"run": tmp_path / "auto", "every": 1}, words.append)
+    auto = AutoWatch({"run": tmp_path / "auto", **options}, words.append)
     auto.start()
     found = train(tmp_path / "3", [])
     auto.finish()
@@ -121,6 +124,8 @@ def test_it_logs_what_the_callback_logs(tmp_path: Path, name: str) -> None:
     given, run = Run(tmp_path / "given"), Run(tmp_path / "auto")
     assert not (tmp_path / "auto" / "errors.log").exists()
     assert run.last_step == STEPS - 1
+    for info in (given.info, run.info):
+        assert [info[key] for key in ("tags", "owner", "note")] == [["sweep"], "ana", "of a framework"]
     for kind in ("initial_weight", "weight", "gradient", "update"):
         frames = [r.stats(kind).drop(columns="time", errors="ignore") for r in (given, run)]
         pd.testing.assert_frame_equal(*frames)

@@ -230,7 +230,9 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
 
 
 def test_metrics_of_steps_epochs_and_validations(tmp_path: Path) -> None:
-    callback = LayerwatchCallback(tmp_path / "run", every=1, config={"width": "mine", "note": "x"})
+    callback = LayerwatchCallback(
+        tmp_path / "run", every=1, config={"width": "mine", "note": "x"}, system=False
+    )
     fitting = trainer(tmp_path, callback, val_check_interval=2, accumulate_grad_batches=2)
     fitting.fit(Reporting(), loader(), loader())
     run = Run(tmp_path / "run")

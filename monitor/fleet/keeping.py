@@ -1,0 +1,70 @@
+"""A scan whose table is kept: what an earlier one has read is not read again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..durations import moment_of
+from ..errors import RunError
+from ..store import joined
+from .scanning import scan
+from .table import TABLE, DamagedTableError, NoTableError, ScanTable, read_table, write_table
+
+
+def table_of(root: str | Path) -> str | Path:
+    """Where the table of a root lies when nobody says where."""
+    return joined(root, TABLE)
+
+
+def scan_and_keep(
+    root: str | Path, *, out: str | Path | None = None, since: str | float | None = None, **options: Any
+) -> ScanTable:
+    """Scan a root and write the table; runs that have not changed since the last time keep their rows.
+
+    Args:
+        root: a folder, or its URL in an object store.
+        out: the table, a file or a URL; None: layerwatch-scan.parquet in the root.
+        since: a length of time such as "7d", a date, or unix seconds: of runs that were not written to since
+            then only rows that the table has already are in the new one.
+        options: engine ("serial", "processes" or "dask"), scheduler, workers, progress: see `scanning.scan`.
+
+    Returns:
+        The table: `rows` (dictionaries), `to_pandas()`, `to_arrow()`, `notes`.
+
+    Raises:
+        RunError: an argument is not as described, or the table cannot be written: then nothing of the scan is
+            lost, it is the error's attribute `table`. StoreError: the object store cannot be listed.
+        ValueError: `since` is no moment.
+    """
+    place = table_of(root) if out is None else out
+    moment = moment_of(since) if isinstance(since, str) else since
+    before, trouble = _earlier(place)
+    table = scan(root, before=before, since=moment, **options)
+    if trouble:
+        table = replace(table, notes=[*table.notes, trouble])
+    try:
+        write_table(table, place)
+    except (OSError, ValueError) as error:
+        raise NotKeptError(place, error, table) from None
+    return table
+
+
+def _earlier(place: str | Path) -> tuple[ScanTable | None, str]:
+    """The table that is there, and what is wrong with it. A damaged one is made anew."""
+    try:
+        return read_table(place), ""
+    except NoTableError:
+        return None, ""
+    except DamagedTableError as error:
+        return None, f"every run was read anew: {error}"
+
+
+class NotKeptError(RunError):
+    """The table of a scan cannot be written. `table`: the scan."""
+
+    def __init__(self, place: str | Path, error: Exception, table: ScanTable) -> None:
+        reason = getattr(error, "strerror", None) or error
+        super().__init__(f"the scan cannot be kept at {place} ({reason}): choose another --out")
+        self.table = table

@@ -1,0 +1,95 @@
+"""What is safe to copy while it is written: docs/operations.md says how, and this copies so."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from layerwatch.monitor import LogWriter, Run
+from tests.monitor.made_logs import TENSORS, counted, info, write_step
+
+
+class Training:
+    """Takes a step whenever a file is copied: parts are made, merged and removed meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.step, self.over = path, 0, False
+        self.log = LogWriter(path, info(), rotate_seconds=0.001)
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            write_step(self.log, self.step)
+            self.step += 1
+            time.sleep(0.003)  # for the thread that makes parts
+
+    def close(self) -> None:
+        self.over = True
+        self.log.close()
+
+    def copy_file(self, source: str, target: str) -> str:
+        self.steps(0 if self.over else 3)
+        return shutil.copy2(source, target)
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[Training]:
+    training = Training(tmp_path / "run")
+    training.steps(60)
+    yield training
+    training.close()
+
+
+def backup(training: Training, target: Path) -> int:
+    """As the page says: the write-ahead files, then all, again while something has vanished. How often."""
+    for times in range(1, 100):
+        try:
+            for folder in ("wal", ""):
+                shutil.copytree(
+                    training.path / folder, target / folder,
+                    dirs_exist_ok=True, copy_function=training.copy_file,
+                )  # fmt: skip
+        except (shutil.Error, FileNotFoundError):
+            continue
+        return times
+    raise AssertionError("something vanishes all the time")
+
+
+def steps_in(path: Path) -> set[int]:
+    """The captured steps that are whole; each is there once, and no file is damaged."""
+    run = Run(path)
+    rows = counted(run)
+    assert set(rows.values()) == {1}
+    assert run.problems == {}
+    return {step for step, _ in rows if all((step, tensor) in rows for tensor in TENSORS)}
+
+
+def test_a_live_run_copied_in_the_middle_is_whole(training: Training, tmp_path: Path) -> None:
+    times = []
+    for number in range(2):
+        begin = training.step
+        times.append(backup(training, tmp_path / f"backup{number}"))
+        assert steps_in(tmp_path / f"backup{number}") >= set(range(begin))
+    assert max(times) > 1  # something did vanish meanwhile
+
+
+def test_a_backup_can_be_brought_up_to_date(training: Training, tmp_path: Path) -> None:
+    backup(training, tmp_path / "backup")
+    training.steps(30)
+    training.close()
+    backup(training, tmp_path / "backup")
+    assert steps_in(tmp_path / "backup") == set(range(training.step))
+    assert Run(tmp_path / "backup").info["closed"]
+
+
+def test_the_order_matters(training: Training, tmp_path: Path) -> None:
+    """Write-ahead files that are copied last are those of later steps: why the page says what it says."""
+    target = tmp_path / "backup"
+    shutil.copytree(training.path, target, ignore=shutil.ignore_patterns("wal"))
+    begin = training.step
+    training.steps(60)
+    shutil.copytree(training.path / "wal", target / "wal")
+    assert set(range(begin)) - steps_in(target)

@@ -1,0 +1,224 @@
+"""The same rows whoever reads them; workers that die, schedulers that are not there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pyarrow import fs
+
+from layerwatch.monitor import RunError
+from layerwatch.monitor.fleet import engines, scan
+from tests.monitor.made_fleets import make_fleet, make_sick
+from tests.monitor.made_logs import make_run
+from tests.object_server import ObjectServer
+
+#: Differ from scan to scan: findings hold when they were noticed, `heard` is by the scan's clock.
+OWN = ("scanned", "seconds", "findings", "heard")
+
+
+def facts(rows: list[dict[str, Any]]) -> list[str]:
+    return sorted(repr(sorted((k, v) for k, v in row.items() if k not in OWN)) for row in rows)
+
+
+def local_cluster(workers: int) -> Any:
+    from distributed import LocalCluster
+
+    made: Any = LocalCluster  # its annotations are those of asynchronous use
+    return made(n_workers=workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
+
+
+def double(item: Any) -> Any:
+    """Work of a kind: it fails, dies, or dies where it is asked to once."""
+    if item == "fails":
+        raise ZeroDivisionError("no")
+    if item == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if isinstance(item, Path) and not item.exists():
+        item.write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * item if isinstance(item, int) else "done"
+
+
+@pytest.fixture
+def fleet_on_s3(tmp_path: Path, object_server: ObjectServer) -> str:
+    make_fleet(tmp_path / "runs")
+    url = object_server.make_bucket()
+    fs.copy_files(str(tmp_path / "runs"), "bucket/runs", destination_filesystem=object_server.files())
+    return f"{url}/runs"
+
+
+@pytest.fixture
+def orphans() -> Iterator[None]:
+    """No process is left."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    left = [c for c in psutil.Process().children(recursive=True) if c.pid not in before and _works(c)]
+    gone, left = psutil.wait_procs(left, timeout=10)
+    assert not left, (gone, left)
+
+
+def _works(process: psutil.Process) -> bool:
+    try:
+        return "resource_tracker" not in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_processes_outlive_one_that_dies(tmp_path: Path, orphans: None) -> None:
+    items = [*range(12), "fails", tmp_path / "once", *range(12, 20), "dies", *range(20, 25)]
+    found = list(engines.processes(double, items, workers=2))
+    assert len(found) == len(items)
+    got = {str(item): result for item, result in found}
+    assert all(got[str(i)] == 2 * i for i in range(25))
+    assert got["fails"] == "ZeroDivisionError: no"
+    assert got[str(tmp_path / "once")] == "done"
+    assert "ended, by too little memory" in got["dies"]
+
+
+def test_dask_outlives_workers_that_die(tmp_path: Path, orphans: None) -> None:
+    items = [*range(12), "fails", tmp_path / "once", "dies", *range(12, 20)]
+    found = list(engines.dask(double, items, workers=2))
+    got = {str(item): result for item, result in found}
+    assert len(got) == len(items)
+    assert all(got[str(i)] == 2 * i for i in range(20))
+    assert got["fails"] == "ZeroDivisionError: no"
+    assert got[str(tmp_path / "once")] == "done"
+    assert "ended, by too little memory" in got["dies"]
+
+
+def test_every_engine_makes_the_same_rows(fleet_on_s3: str, orphans: None) -> None:
+    one = scan(fleet_on_s3)
+    assert {row["run"]: row["health"] for row in one.rows} == {
+        "good": "healthy", "group/other": "healthy", "sick": "critical", "torn": "unreadable"
+    }  # fmt: skip
+    two, three = scan(fleet_on_s3, engine="processes", workers=2), scan(fleet_on_s3, engine="dask", workers=2)
+    assert facts(one.rows) == facts(two.rows) == facts(three.rows)
+
+
+def test_a_cluster_that_runs_already_is_used(fleet_on_s3: str, orphans: None) -> None:
+    told: list[tuple[int, int]] = []
+    with local_cluster(2) as cluster:
+        table = scan(
+            fleet_on_s3, engine="dask", scheduler=cluster.scheduler_address,
+            progress=lambda done, total: told.append((done, total)),
+        )  # fmt: skip
+        assert cluster.scheduler.workers  # it goes on when the scan is over
+    assert len(table.rows) == 4
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_worker_killed_in_the_middle_costs_nothing(
+    tmp_path: Path, object_server: ObjectServer, orphans: None
+) -> None:
+    for number in range(16):
+        make_run(tmp_path / "runs" / f"r{number:02}", 3)
+    make_sick(tmp_path / "runs" / "sick")
+    object_server.make_bucket()
+    fs.copy_files(str(tmp_path / "runs"), "bucket/runs", destination_filesystem=object_server.files())
+    killed: list[int] = []
+
+    def kill(done: int, total: int) -> None:
+        if done == 2:
+            workers = [
+                c
+                for c in psutil.Process().children(recursive=True)
+                if "--multiprocessing-fork" in c.cmdline()
+            ]
+            killed.append(workers[0].pid)
+            workers[0].kill()
+
+    table = scan("s3://bucket/runs", engine="dask", workers=2, progress=kill)
+    assert killed
+    assert len(table.rows) == 17
+    assert [row["run"] for row in table.rows if row["error"] or row["health"] != "healthy"] == ["sick"]
+
+
+def test_a_scheduler_that_is_not_there_is_named_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "a")
+    monkeypatch.setattr(engines, "CONNECT_SECONDS", 1.0)
+    began = time.monotonic()
+    with pytest.raises(RunError, match=r"tcp://127\.0\.0\.1:1 does not answer"):
+        scan(tmp_path, engine="dask", scheduler="tcp://127.0.0.1:1")
+    assert time.monotonic() - began < 20
+    with pytest.raises(RunError, match="does not answer"):
+        scan(tmp_path, engine="dask", scheduler="nonsense")
+
+
+def test_a_cluster_without_workers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "a")
+    monkeypatch.setattr(engines, "WORKER_SECONDS", 0.5)
+    cluster = local_cluster(0)
+    with cluster, pytest.raises(RunError, match="start workers"):
+        scan(tmp_path, engine="dask", scheduler=cluster.scheduler_address)
+
+
+def test_workers_without_layerwatch_are_named(tmp_path: Path, orphans: None) -> None:
+    make_run(tmp_path / "a")
+    (tmp_path / "shadow").mkdir()
+    (tmp_path / "shadow" / "layerwatch.py").write_text("raise ImportError('not installed')")
+    cluster = local_cluster(0)
+    with cluster:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, "--no-dashboard",
+             "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "shadow")}, cwd=tmp_path,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            until = time.monotonic() + 60
+            while not cluster.scheduler.workers and time.monotonic() < until:
+                time.sleep(0.1)
+            with pytest.raises(RunError, match="install layerwatch"):
+                scan(tmp_path, engine="dask", scheduler=cluster.scheduler_address)
+        finally:
+            worker.terminate()
+            worker.wait()
+
+
+@pytest.mark.parametrize("engine", ["processes", "dask"])
+def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path, checkout: Path, engine: str) -> None:
+    make_run(tmp_path / "runs" / "a")
+    script = tmp_path / "script.py"
+    script.write_text(f"import layerwatch\nlayerwatch.scan('runs', engine={engine!r}, workers=1)\n")
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "if __name__ == '__main__'" in done.stderr.splitlines()[-1]
+
+
+def test_a_guarded_script_scans(tmp_path: Path, checkout: Path) -> None:
+    make_fleet(tmp_path / "runs")
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import layerwatch
+            if __name__ == "__main__":
+                table = layerwatch.scan("runs", engine="processes", workers=2)
+                print(sorted(row["run"] for row in table.rows))
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(checkout)}, check=True,
+    )  # fmt: skip
+    assert done.stdout.split("\n")[0] == "['good', 'group/other', 'sick', 'torn']"
+    assert (tmp_path / "runs" / "layerwatch-scan.parquet").exists()
+
+
+def test_without_dask_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(RunError, match=r"layerwatch\[cluster\]"):
+        scan(tmp_path, engine="dask")
