@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from .terminal import new_table, plain, say, tell
+
 if TYPE_CHECKING:
     from .monitor.alerts.config import Config
     from .monitor.alerts.routing import Route
@@ -69,10 +71,10 @@ def _test(config: Config, names: list[str]) -> int:
         try:
             remark = config.channels[name].send(Message([alert]))
             took = f" in {time.monotonic() - began:.1f} s"
-            print(f"{name}: sent{took}{f', but {remark}' if remark else ''}", flush=True)
+            tell(f"{name}: sent{took}{f', but {remark}' if remark else ''}")
         except Undelivered as error:
             failed += 1
-            print(f"{name}: NOT sent: {error}", flush=True)
+            tell(f"{name}: NOT sent: {error}")
     return int(failed > 0)
 
 
@@ -82,24 +84,23 @@ def _show(config: Config) -> None:
 
     from rich.markup import escape
 
-    from .commands import _say, _table
     from .monitor.alerts.message import duration
 
     unset = config.unset()
-    table = _table("channel", "what", "ready")
+    table = new_table("channel", "what", "ready")
     for name, channel in config.channels.items():
         missing = unset.get(name)
         ready = f"[red]no: set {' and '.join(missing)}[/]" if missing else "[green]yes[/]"
         table.add_row(name, escape(channel.words()), ready)
-    _say(escape(config.source))
-    _say(table)
-    table = _table("from severity", "and only", "to")
+    say(plain(config.source))
+    say(table)
+    table = new_table("from severity", "and only", "to")
     for route in config.routes:
         table.add_row(route.severity, escape(_conditions(route)), ", ".join(route.channels))
-    _say(table)
+    say(table)
     reached = {name for route in config.routes for name in route.channels}
     for name in config.channels.keys() - reached:
-        _say(f"[yellow]no route leads to {escape(name)}[/]")
+        say(f"[yellow]no route leads to {plain(name)}[/]")
     times = [
         "nothing is told twice" if config.repeat is None
         else f"what lasts is told again after {duration(config.repeat)}",
@@ -112,7 +113,7 @@ def _show(config: Config) -> None:
         times.append(
             f"quiet now, until {config.quiet.clock(now)}" if config.quiet.at(now) else "not quiet now"
         )
-    _say(escape("; ".join(times)))
+    say(plain("; ".join(times)))
 
 
 def _conditions(route: Route) -> str:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .terminal import complain, new_table, plain, say, tell
+
 if TYPE_CHECKING:
     from .gates import Checked
     from .monitor.normal import Normal
@@ -55,8 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(options: argparse.Namespace) -> int:
     """Print what was found; 1 when that fails, 2 when a run cannot be read: the others are judged all the
     same."""
-    import sys
-
     from .gates import fails, junit
 
     normal = _baselines(options.baseline)
@@ -75,7 +75,7 @@ def check(options: argparse.Namespace) -> int:
         _write(options.junit, junit(checked, options.fail_on))
     for one in checked:
         if one.error:
-            print(f"layerwatch check: {one.error}", file=sys.stderr)
+            complain("check", one.error)
     if any(one.error for one in checked):
         return 2
     return int(any(fails(finding, options.fail_on) for one in checked for finding in one.findings))
@@ -102,23 +102,23 @@ def show(one: Checked) -> None:
     """A run's findings as a table."""
     from rich.markup import escape
 
-    from .commands import STYLES, _say, _table
+    from .commands import STYLES
 
     alarms = sum(f.alarm for f in one.findings)
     verdict = f"[bold red]{alarms} alarm{'s' * (alarms > 1)}[/]" if alarms else "[bold green]no alarm[/]"
-    _say(f"\n[bold]{escape(one.name)}[/] · {one.steps} steps · {verdict}")
+    say(f"\n[bold]{plain(one.name)}[/] · {one.steps} steps · {verdict}")
     if one.findings:
-        table = _table("severity", "problem", "where", "steps", "what, and what to try first")
+        table = new_table("severity", "problem", "where", "steps", "what, and what to try first")
         for f in one.findings:
-            where = "\n".join(escape(name) for name in f.layers[:3]) + (
+            where = "\n".join(escape(layer) for layer in f.layers[:3]) + (
                 f"\n+{len(f.layers) - 3} more" if len(f.layers) > 3 else ""
             )
             what = f"{escape(f.summary)}\n[dim]{escape(f.advice)}[/]"
             severity = f"[{STYLES[f.severity]}]{f.severity}[/]"
             table.add_row(severity, f.problem, where, f"{f.first_step}-{f.last_step}", what)
-        _say(table)
+        say(table)
     for note in one.notes:
-        _say(f"[dim]note: {escape(note)}[/]")
+        say(f"[dim]note: {plain(note)}[/]")
 
 
 def _print(checked: Sequence[Checked], options: argparse.Namespace) -> None:
@@ -134,7 +134,7 @@ def _print(checked: Sequence[Checked], options: argparse.Namespace) -> None:
         sys.stdout.write(markdown(checked, options.fail_on))
     elif options.format == "github":
         for line in github(checked, options.fail_on):
-            print(line)
+            tell(line)
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with open(summary, "a", encoding="utf-8") as file:
                 file.write(markdown(checked, options.fail_on))

@@ -20,6 +20,7 @@ from . import (
     precision_command,
     scan_command,
 )
+from .terminal import complain
 from .zero_code import add_arguments, prepare
 
 #: The modules of commands that are not in `commands`.
@@ -298,9 +299,19 @@ def _rule(text: str) -> tuple[str, str]:
     return regex, meaning
 
 
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--where -tag:sweep` in one piece: argparse takes what begins with a - for another option."""
+    found = list(arguments)
+    if found[:1] in (["runs"], ["scan"]) and "--where" in found[:-1]:
+        place = found.index("--where")
+        if not found[place + 1].startswith("--"):
+            found[place : place + 2] = [f"--where={found[place + 1]}"]
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 `check --fail-on` failed, 2 wrong input."""
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     try:
         if options.command == "run":
             work = prepare(options)
@@ -313,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # the reader of our output has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"layerwatch {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(options.command, error)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import socket
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from .monitor import Run
     from .monitor.fleet.search import Query
+
+from .terminal import new_table, plain, say, tell
 
 STYLES = {"info": "cyan", "warning": "yellow", "critical": "bold red"}
 
@@ -29,7 +28,7 @@ def demo(options: argparse.Namespace) -> int:
     for folder in folders:
         show(judge(str(folder)))
     if options.no_serve:
-        _say(f"See them in the browser: layerwatch dashboard {options.dir}")
+        tell(f"See them in the browser: layerwatch dashboard {options.dir}")
         return 0
     from .dashboard import serve
 
@@ -103,17 +102,17 @@ def calibrate(options: argparse.Namespace) -> int:
         raise ValueError(f"expected a file to write, but {options.out} is a folder: choose another --out")
     normal, left_out = learn(options.paths)
     write_normal(normal, options.out)
-    table = _table("what", "compared", "limit in mean absolute deviations")
+    table = new_table("what", "compared", "limit in mean absolute deviations")
     for signal, envelope in normal.layers.items():
         table.add_row(signal, f"{len(envelope.names)} layers", f"{envelope.limit:.3g}")
     for name, envelope in normal.scalars.items():
         table.add_row(escape(name), "scalar", f"{envelope.limit:.3g}")
-    _say(table)
-    print(f"{options.out}: normal by {len(normal.runs)} runs: {', '.join(normal.runs)}")
+    say(table)
+    tell(f"{options.out}: normal by {len(normal.runs)} runs: {', '.join(normal.runs)}")
     for path, reason in left_out.items():
-        print(f"left out: {path}: {reason}")
+        tell(f"left out: {path}: {reason}")
     if len(normal.runs) < 3:
-        print("two runs say little about the spread: the limits are wide, add a third")
+        tell("two runs say little about the spread: the limits are wide, add a third")
     return 0
 
 
@@ -136,10 +135,10 @@ def explain(options: argparse.Namespace) -> int:
 
     pages = problems()
     if options.code is None:
-        table = _table("problem", "rule")
+        table = new_table("problem", "rule")
         for code, page in pages.items():
             table.add_row(code, page.rule)
-        _say(table)
+        say(table)
         return 0
     if options.code not in pages:
         near = closest(options.code)
@@ -148,7 +147,7 @@ def explain(options: argparse.Namespace) -> int:
             f"expected a problem code, got {options.code!r}: {meant}`layerwatch explain` lists all"
         )
     page = pages[options.code]
-    _say(Markdown(f"# {page.title}\n\n`{page.code}`\n\n{page.markdown(link=None)}"))
+    say(Markdown(f"# {page.title}\n\n`{page.code}`\n\n{page.markdown(link=None)}"))
     return 0
 
 
@@ -163,7 +162,7 @@ def runs(options: argparse.Namespace) -> int:
     runs, broken = scan_runs(options.dir)
     runs = [run for run in runs if _is_labelled(run, options) and _fits(run, query, root)]
     labels = [name for name in ("owner", "tags") if any(run.info.get(name) for run in runs)]
-    table = _table("run", "health", "state", "step", "age", "train_loss", "val_loss", *labels)
+    table = new_table("run", "health", "state", "step", "age", "train_loss", "val_loss", *labels)
     for run in runs:
         alarms = [f for f in run.findings() if f.severity != "info"]
         health = f"[{STYLES[alarms[0].severity]}]{alarms[0].problem}[/]" if alarms else "[green]healthy[/]"
@@ -175,9 +174,9 @@ def runs(options: argparse.Namespace) -> int:
         told = [escape(told[name]) for name in labels]
         table.add_row(escape(name), health, state, str(run.last_step), age, *losses, *told)
     which = " that fit" if options.tag or options.owner or options.where else ""
-    _say(table if runs else escape(f"No runs{which} below {options.dir}."))
+    say(table if runs else plain(f"No runs{which} below {options.dir}."))
     for folder, problem in broken.items():
-        print(f"{folder}: {problem}", file=sys.stderr)
+        tell(f"{folder}: {problem}", error=True)
     return 0
 
 
@@ -205,7 +204,7 @@ def export(options: argparse.Namespace) -> int:
         _open(options.run), options.out,
         steps=options.steps, tensor=options.tensor, kinds=options.kind, table=options.table,
     )  # fmt: skip
-    print(f"{options.out}: {rows} rows")
+    tell(f"{options.out}: {rows} rows")
     return 0
 
 
@@ -221,7 +220,7 @@ def compact(options: argparse.Namespace) -> int:
         )
     if run.live:
         raise RunError(f"{options.run} is still being written: wait until its training has ended")
-    print(f"{options.run}: {tidy_up(run.path)} files replaced")
+    tell(f"{options.run}: {tidy_up(run.path)} files replaced")
     return 0
 
 
@@ -233,16 +232,16 @@ def upload(options: argparse.Namespace) -> int:
         raise RunError("expected the URL of one run with --to: give it first")
     urls = [options.url] if options.url else spooled()
     if not urls:
-        print(f"nothing is left to send in {spool_root()}")
+        tell(f"nothing is left to send in {spool_root()}")
     failed = 0
     for url in urls:
         try:
-            print(f"{options.to or url}: {send_spool(url, options.to)} files sent", flush=True)
+            tell(f"{options.to or url}: {send_spool(url, options.to)} files sent")
         except RunError as error:
             if options.url:
                 raise
             failed = 2
-            print(f"{url}: {' '.join(str(error).split())}", file=sys.stderr)
+            tell(f"{url}: {error}", error=True)
     return failed
 
 
@@ -250,30 +249,10 @@ def import_tensorboard(options: argparse.Namespace) -> int:
     from .monitor.tensorboard import import_tensorboard as make_runs
 
     for made in make_runs(options.logdir, options.run, histograms=options.histogram, scalars=options.scalar):
-        print(f"{made.path}: {made.scalars:,} scalars, {made.histograms:,} histograms")
+        tell(f"{made.path}: {made.scalars:,} scalars, {made.histograms:,} histograms")
         for note in made.notes:
-            print(f"  {note}")
+            tell(f"  {note}")
     return 0
-
-
-def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(columns):
-        last = place == len(columns) - 1
-        table.add_column(column, overflow="fold", ratio=1 if last and len(columns) == 5 else None)
-    return table
-
-
-def _say(what: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    console.print(what)
 
 
 def _age(seconds: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from .terminal import new_table, plain, say
+
 if TYPE_CHECKING:
     from .monitor.comparing import Comparison
 
@@ -56,42 +58,42 @@ def _print(found: Comparison) -> None:
     """As tables."""
     from rich.markup import escape
 
-    from .commands import _say, _table
     from .monitor.comparison_text import cells_of, noise_note, slice_sentences, verdict
     from .monitor.wording import MISSING, number
 
-    _say(f"\n[bold]{escape(found.b)}[/] against [bold]{escape(found.a)}[/]")
-    _say(escape(_bare(f"{verdict(found)} {noise_note(found)}")))
+    a, b = plain(found.a), plain(found.b)
+    say(f"\n[bold]{b}[/] against [bold]{a}[/]")
+    say(plain(_bare(f"{verdict(found)} {noise_note(found)}")))
     if found.metrics:
-        table = _table("result", found.a, found.b, "difference", "95 % of runs like A", "verdict")
+        table = new_table("result", a, b, "difference", "95 % of runs like A", "verdict")
         for one in found.metrics:
             for cells in cells_of(one):
                 table.add_row(*(escape(_bare(cell)) for cell in cells))
-        _say(table)
+        say(table)
     for sentence in slice_sentences(found.metrics):
-        _say(f"[yellow]{escape(_bare(sentence))}[/]")
-    _say(escape(f"{found.sentence} {found.matching}"))
+        say(f"[yellow]{plain(_bare(sentence))}[/]")
+    say(plain(f"{found.sentence} {found.matching}"))
     if found.settings:
-        table = _table("setting", found.a, found.b)
+        table = new_table("setting", a, b)
         for row in found.settings:
             table.add_row(*(escape(text) for text in row))
-        _say(table)
-    _say(f"[dim]{found.same_settings} settings are the same[/]")
+        say(table)
+    say(f"[dim]{found.same_settings} settings are the same[/]")
     if found.layers:
-        table = _table("layer", found.a, found.b, "apart")
-        for name, *numbers in found.layers:
-            table.add_row(escape(name), *map(number, numbers))
-        _say(table)
-        _say(f"[dim]the layers: {escape(found.measure)}[/]")
+        table = new_table("layer", a, b, "apart")
+        for layer, *numbers in found.layers:
+            table.add_row(escape(layer), *map(number, numbers))
+        say(table)
+        say(f"[dim]the layers: {plain(found.measure)}[/]")
     if found.findings:
-        table = _table("finding", found.a, found.b)
+        table = new_table("finding", a, b)
         for one, two in found.findings:
             known = two or one
-            name = known.problem if known is not None else MISSING
-            table.add_row(name, *(escape(f.line()) if f is not None else MISSING for f in (one, two)))
-        _say(table)
+            problem = known.problem if known is not None else MISSING
+            table.add_row(problem, *(escape(f.line()) if f is not None else MISSING for f in (one, two)))
+        say(table)
     for note in found.notes:
-        _say(f"[dim]note: {escape(note)}[/]")
+        say(f"[dim]note: {plain(note)}[/]")
 
 
 def _bare(text: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .terminal import console, new_table, plain
+
 if TYPE_CHECKING:
     from .monitor.weights.report import Drift
 
@@ -81,7 +83,9 @@ class _Progress:
     def __call__(self, tensor: str) -> None:
         self._count += 1
         if self._shown:
-            sys.stderr.write(f"\r\033[K{self._count} tensors compared: {tensor:.60}")
+            from .monitor.wording import printable
+
+            sys.stderr.write(f"\r\033[K{self._count} tensors compared: {printable(tensor):.60}")
 
     def __exit__(self, *_: object) -> None:
         if self._shown:
@@ -98,22 +102,18 @@ def _write(text: str, out: Path | None) -> None:
 def as_text(drift: Drift, by: str = "block") -> str:
     """What `--format text` prints: the whole, a table by layer, block or role, what is unusual, the output
     layer, singular values where they were asked for, and all that was not compared."""
-    from rich.console import Console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
-    with console.capture() as capture:
-        console.print(_headline(drift))
+    screen = console(120)
+    with screen.capture() as capture:
+        screen.print(_headline(drift))
         if drift.rows:
-            console.print(_table_of(drift, by))
+            screen.print(_table_of(drift, by))
         for line in _remarks(drift):
-            console.print(line, soft_wrap=False)
+            screen.print(line, soft_wrap=False)
     return capture.get().rstrip()
 
 
 def _headline(drift: Drift) -> str:
-    from rich.markup import escape
 
     elements = sum(row["elements"] for row in drift.rows)
     still = sum(row["relative_l2"] == 0 for row in drift.rows)
@@ -121,7 +121,7 @@ def _headline(drift: Drift) -> str:
     moved = f" · together they moved {percent(whole)} of their norm" if whole is not None else ""
     unmoved = f" · {still} did not move" if still else ""
     return (
-        f"\n[bold]{escape(drift.a)}[/] → [bold]{escape(drift.b)}[/]\n"
+        f"\n[bold]{plain(drift.a)}[/] → [bold]{plain(drift.b)}[/]\n"
         f"{len(drift.rows)} tensors, {elements:,} elements{moved}{unmoved}"
     )
 
@@ -135,14 +135,12 @@ def _whole(drift: Drift) -> float | None:
 def _table_of(drift: Drift, by: str) -> Any:
     from rich.markup import escape
 
-    from .commands import _table
-
     groups = drift.groups(by)
     if len(groups) > SHOWN:
         most = sorted(groups, key=lambda g: -(g["relative_l2"] or 0.0))[:SHOWN]
         groups = [group for group in groups if group in most]
     largest = max((group["relative_l2"] or 0.0 for group in groups), default=0.0)
-    table = _table(by, "tensors", "elements", "moved", "", "cosine", "signs flipped", "changed")
+    table = new_table(by, "tensors", "elements", "moved", "", "cosine", "signs flipped", "changed")
     for column in table.columns[1:4] + table.columns[5:]:
         column.justify = "right"
     for group in groups:
@@ -173,17 +171,15 @@ def percent(share: float | None) -> str:
 
 
 def _remarks(drift: Drift) -> list[str]:
-    from rich.markup import escape
-
     lines = []
     for row in drift.rows:
         if row["unusual"]:
-            lines.append(f"[yellow]unusual[/] {escape(row['tensor'])}: {escape(row['unusual'])}")
+            lines.append(f"[yellow]unusual[/] {plain(row['tensor'])}: {plain(row['unusual'])}")
     lines += [_spectral(row) for row in drift.rows if row.get("intruders")]
     lines += [_prior(layer) for layer in drift.output if layer["largest_shift"] > 0]
     for row in drift.reshaped:
         lines.append(
-            f"reshaped: {escape(row['tensor'])} {row['shape_a']} → {row['shape_b']}".replace("[", "\\[")
+            f"reshaped: {plain(row['tensor'])} {row['shape_a']} → {row['shape_b']}".replace("[", "\\[")
             + (f", its first {row['rows']} rows moved {percent(row['relative_l2'])}" if "rows" in row else "")
         )
     kinds: dict[str, list[str]] = {}
@@ -201,27 +197,23 @@ def _remarks(drift: Drift) -> list[str]:
         kinds["only in A"] = drift.only_in_a
     if drift.only_in_b:
         kinds["only in B"] = drift.only_in_b
-    lines += [f"{escape(why)}: {escape(_names(names))}" for why, names in kinds.items()]
-    return lines + [f"[dim]note: {escape(note)}[/]" for note in drift.notes]
+    lines += [f"{plain(why)}: {plain(_names(names))}" for why, names in kinds.items()]
+    return lines + [f"[dim]note: {plain(note)}[/]" for note in drift.notes]
 
 
 def _spectral(row: dict[str, Any]) -> str:
-    from rich.markup import escape
-
     return (
-        f"[yellow]intruders[/] {escape(row['tensor'])}: {row['intruders']} of its 10 leading singular "
+        f"[yellow]intruders[/] {plain(row['tensor'])}: {row['intruders']} of its 10 leading singular "
         f"vectors are like none of A's; the change has stable rank {row['stable_rank_change']:.3g}"
     )
 
 
 def _prior(layer: dict[str, Any]) -> str:
-    from rich.markup import escape
-
     moved = ", ".join(
         f"class {m['class']} {percent(m['prior_a'])} → {percent(m['prior_b'])}" for m in layer["moved"][:3]
     )
     return (
-        f"output bias {escape(layer['tensor'])}: logits shifted by up to {layer['largest_shift']:.3g}; "
+        f"output bias {plain(layer['tensor'])}: logits shifted by up to {layer['largest_shift']:.3g}; "
         f"the prior that it implies: {moved}"
     )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 
 from .monitor import Finding, Run, RunError
 from .monitor.detectors.growing import Growing
 from .monitor.findings import News
 from .monitor.normal import Normal
+from .terminal import tell
 
 
 class Followed:
@@ -47,12 +47,12 @@ class Followed:
     def ended(self) -> None:
         """Say so if nothing closed the log."""
         if self._growing and not self._growing.run.info.get("closed"):
-            print(f"{self.path}: the training ended without closing its log", file=sys.stderr, flush=True)
+            tell(f"{self.path}: the training ended without closing its log", error=True)
 
     def _wait(self, what: str) -> None:
         if not self._waits:
             self._waits = True
-            print(" ".join(what.split()), file=sys.stderr, flush=True)
+            tell(what, error=True)
 
 
 def follow(options: argparse.Namespace, normal: Normal | None) -> list[Finding]:
@@ -76,4 +76,4 @@ def _print(run: Followed, finding: Finding, form: str) -> None:
     if form == "json":
         print(json.dumps({**finding.to_dict(), "noticed": run.step}, allow_nan=False), flush=True)
     else:
-        print(f"{run.path}, step {run.step}: {finding.line()}", flush=True)
+        tell(f"{run.path}, step {run.step}: {finding.line()}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from .terminal import complain, new_table, say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `label`."""
@@ -23,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def label(options: argparse.Namespace) -> int:
     """Edit the labels of each run, then show them; one that cannot be labelled stops no other."""
     import json
-    import sys
 
     from .monitor.errors import RunError
     from .monitor.labels import given_labels
@@ -41,7 +42,7 @@ def label(options: argparse.Namespace) -> int:
     elif done:
         _print(done)
     for one in failed:
-        print(f"layerwatch label: {one['run']}: {one['reason']}", file=sys.stderr)
+        complain("label", f"{one['run']}: {one['reason']}")
     return 2 if failed else 0
 
 
@@ -58,9 +59,7 @@ def _labelled(path: str, options: argparse.Namespace) -> dict[str, Any]:
 def _print(done: list[dict[str, Any]]) -> None:
     from rich.markup import escape
 
-    from .commands import _say, _table
-
-    table = _table("run", "owner", "tags", "note")
+    table = new_table("run", "owner", "tags", "note")
     for one in done:
         table.add_row(*map(escape, (one["run"], one["owner"], " ".join(one["tags"]), one["note"])))
-    _say(table)
+    say(table)

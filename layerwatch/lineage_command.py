@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from .terminal import new_table, plain, say
+
 if TYPE_CHECKING:
     from .monitor.lineage import Checkpoint, Difference
     from .provenance import Verdict
@@ -42,7 +44,6 @@ def verify(options: argparse.Namespace) -> int:
 def lineage(options: argparse.Namespace) -> int:
     from rich.markup import escape
 
-    from .commands import _say, _table
     from .provenance import RUNS
     from .provenance import lineage as find
 
@@ -52,12 +53,12 @@ def lineage(options: argparse.Namespace) -> int:
         return int(not found.verdict.known)
     _say_verdict(found.verdict)
     if found.chain:
-        table = _table("", "run", "step", "time", "commit", "seed", "data", "SHA-256", "saved as")
+        table = new_table("", "run", "step", "time", "commit", "seed", "data", "SHA-256", "saved as")
         for place, checkpoint in enumerate(found.chain):
             how = found.chain[place - 1].record["parent"]["how"] if place else "this"
             table.add_row(how, *map(escape, _row(checkpoint)))
-        _say(table)
-    _say(f"The chain ends here: {escape(found.end)}.")
+        say(table)
+    say(f"The chain ends here: {plain(found.end)}.")
     return int(not found.verdict.known)
 
 
@@ -70,26 +71,24 @@ def _print_json(document: dict[str, Any]) -> None:
 def _say_verdict(verdict: Verdict) -> None:
     from rich.markup import escape
 
-    from .commands import _say, _table
-
-    _say(f"[bold]{escape(verdict.source)}[/]: {escape(_words(verdict))}")
+    say(f"[bold]{plain(verdict.source)}[/]: {plain(_words(verdict))}")
     if verdict.checkpoint is not None:
-        table = _table("recorded", "")
+        table = new_table("recorded", "")
         for name, value in _facts(verdict.checkpoint):
             table.add_row(name, escape(value))
-        _say(table)
+        say(table)
     for other in verdict.also:
-        _say(escape(f"The same weights: step {other.step} of {other.run}"))
+        say(plain(f"The same weights: step {other.step} of {other.run}"))
     if verdict.difference is not None and not verdict.difference.none:
-        table = _table("tensor", "against the record")
+        table = new_table("tensor", "against the record")
         for name, what in _changes(verdict.difference):
             table.add_row(escape(name), escape(what))
-        _say(table)
+        say(table)
     if verdict.difference is None:
         for name, why in verdict.unread.items():
-            _say(escape(f"{name} cannot be read: {why}"))
+            say(plain(f"{name} cannot be read: {why}"))
     for name, why in verdict.problems.items():
-        _say(f"[dim]note: {escape(name)} {escape(why)}[/]")
+        say(f"[dim]note: {plain(name)} {plain(why)}[/]")
 
 
 def _words(verdict: Verdict) -> str:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .terminal import new_table, plain, say
+
 if TYPE_CHECKING:
     from .monitor.weights.precision import PrecisionReport
     from .monitor.weights.precision_facts import TensorPrecision
@@ -52,26 +54,24 @@ def precision(options: argparse.Namespace) -> int:
 def _print(report: PrecisionReport, by: str) -> None:
     from rich.markup import escape
 
-    from .commands import _say, _table
-
     at = "" if report.step is None else f" at step {report.step}"
-    _say(f"\n[bold]{escape(report.source)}[/]{at} · {len(report.tensors)} tensors")
+    say(f"\n[bold]{plain(report.source)}[/]{at} · {len(report.tensors)} tensors")
     if by == "layer":
         narrow = [heading.replace("/", "\n/") for heading in _SHOWN.values()]  # room for the names
-        table = _table("tensor", "kurtosis", "fp16\nlost", "bf16\nlost", *narrow, "advised")
+        table = new_table("tensor", "kurtosis", "fp16\nlost", "bf16\nlost", *narrow, "advised")
         for tensor in report.tensors:
             table.add_row(*map(escape, _line(tensor)))
     else:
         headings = ("fp16", "bf16", *_SHOWN.values())
-        table = _table(by, "tensors", "numbers", *headings, "advised")
+        table = new_table(by, "tensors", "numbers", *headings, "advised")
         for group in report.groups(by):
             table.add_row(*map(escape, _group_line(group)))
     for column in table.columns[1:]:
         column.no_wrap = True
     if report.tensors:
-        _say(table)
+        say(table)
     for line in _below(report):
-        _say(escape(line))
+        say(plain(line))
 
 
 def _line(tensor: TensorPrecision) -> Iterator[str]:

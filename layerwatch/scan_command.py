@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .terminal import complain, tell
+
 if TYPE_CHECKING:
     from .monitor.alerts.watchman import Watchman
     from .monitor.fleet import ScanTable
@@ -88,7 +90,7 @@ def scan(options: argparse.Namespace) -> int:
                 except (ValueError, OSError) as error:
                     if not rounds:  # what was asked for is wrong; later on the next round may do better
                         raise
-                    _complain(error)
+                    complain("scan", error)
                 rounds += 1
                 time.sleep(max(0.0, pause - (time.monotonic() - began)))
         except KeyboardInterrupt:
@@ -114,7 +116,6 @@ def _once(options: argparse.Namespace, place: str | Path, watchman: Watchman | N
     from .monitor.durations import moment_of
     from .monitor.fleet import NotKeptError, scan_and_keep
     from .monitor.fleet.search import parse
-    from .monitor.wording import printable
 
     since, query, trouble = moment_of(options.since) if options.since else None, parse(options.where), None
     try:
@@ -130,18 +131,13 @@ def _once(options: argparse.Namespace, place: str | Path, watchman: Watchman | N
     if options.format == "json":
         print(json.dumps(document(shown, since), indent=1, allow_nan=False), flush=True)
     else:
-        lines = [text(shown, since), *(printable(f"alert {record.line(runs=True)}") for record in told)]
-        print("\n".join(lines if trouble else [*lines, f"table: {place}"]), flush=True)
+        tell(*lines_of(shown, since), *(f"alert {record.line(runs=True)}" for record in told))
+        if trouble is None:
+            tell(f"table: {place}")
     if trouble is not None:
-        _complain(trouble)
+        complain("scan", trouble)
         return 2
     return 0
-
-
-def _complain(what: object) -> None:
-    from .monitor.wording import printable
-
-    print(f"layerwatch scan: {printable(' '.join(str(what).split()))}", file=sys.stderr, flush=True)
 
 
 def document(table: ScanTable, since: float | None = None) -> dict[str, Any]:
@@ -165,11 +161,10 @@ def document(table: ScanTable, since: float | None = None) -> dict[str, Any]:
     return plain(found)
 
 
-def text(table: ScanTable, since: float | None = None) -> str:
+def lines_of(table: ScanTable, since: float | None = None) -> list[str]:
     """The counts, what became worse, what could not be read, and notes."""
     from .monitor.fleet import worsened
     from .monitor.fleet.table import HEALTHS
-    from .monitor.wording import printable
 
     counts = Counter(row["health"] for row in table.rows)
     live = sum(row["live"] for row in table.rows)
@@ -192,7 +187,7 @@ def text(table: ScanTable, since: float | None = None) -> str:
         lines += [f"  {row['run']}: {row['error']}" for row in broken[:MOST_LISTED]]
     if len(broken) > MOST_LISTED:
         lines.append(f"  and {len(broken) - MOST_LISTED} more, in the table")
-    return printable("\n".join([*lines, *(f"note: {note}" for note in table.notes)]))
+    return [*lines, *(f"note: {note}" for note in table.notes)]
 
 
 def _worse(row: dict[str, Any], new: list[dict[str, Any]], *, last: bool) -> str:

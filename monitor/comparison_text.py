@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from .results import FEWEST, Difference, Metric
-from .wording import MISSING, integer, number
+from .wording import MISSING, integer, number, printable
 
 if TYPE_CHECKING:
     from .comparing import Comparison
@@ -210,13 +210,13 @@ def _percent(value: float | None) -> str:
 
 def code(text: str) -> str:
     """A name as it is: nothing in it is Markdown, HTML or a mention."""
-    flat = " ".join(text.split()).replace("`", "'")
+    flat = printable(" ".join(text.split())).replace("`", "'")
     return f"`{flat}`" if flat else MISSING
 
 
 def plain_text(text: str) -> str:
     """A sentence in which nothing is Markdown, HTML or a mention."""
-    flat = " ".join(text.split())
+    flat = printable(" ".join(text.split()))
     for mark, instead in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("@", "@\u200b")):
         flat = flat.replace(mark, instead)
     for mark in "`*_[]|#":

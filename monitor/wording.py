@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 MISSING = "–"
+#: Of what Python calls unprintable: line breaks, and what joins letters and emoji.
+_HARMLESS = "\n\u200c\u200d"
 _SI = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -53,4 +55,4 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[31m\nb")
     'a�[31m\nb'
     """
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+    return "".join(c if c.isprintable() or c in _HARMLESS else " " if c.isspace() else "\ufffd" for c in text)
