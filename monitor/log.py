@@ -28,7 +28,7 @@ from .compact import advance, compact
 from .description import describe, write_json
 from .errors import RunError, RunExistsError
 from .journal import Journal, make_folders
-from .process import alive, started
+from .process import alive, started, waits
 from .ranks import FIRST, FOLDER, description_of, descriptions
 from .schema import GIVEN, SCHEMA_VERSION, TABLES
 from .spans import Span
@@ -42,7 +42,8 @@ SEGMENT_SECONDS = 30.0
 MERGE_BYTES = 256 << 20
 #: Captures are left out while so many bytes wait to be turned into Parquet: the disk is too slow for them,
 BACKLOG_BYTES = 8 * SEGMENT_BYTES
-#: and after an append that took long, until it has taken at most this share of the time.
+#: and after an append that took long, until it has taken at most this share of the time. One that waited for
+#: nothing but a processor says nothing about the disk.
 SLOW_SECONDS, WRITE_SHARE = 0.25, 0.1
 #: Rows of a step may come while so many later captures are written already.
 LATE_CAPTURES = 2
@@ -189,10 +190,10 @@ class LogWriter:
         if self._together is not None:
             self._together.extend(frames)
             return sum(len(payload) for _, payload in frames)
-        start = time.monotonic()
+        start, waited = time.monotonic(), waits()
         written = self._journal.write(step, *frames)
         took = time.monotonic() - start
-        if took > SLOW_SECONDS:
+        if took > SLOW_SECONDS and not 0 < waits() == waited:
             self._next_write = start + took / WRITE_SHARE
         return written
 

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+try:
+    import resource
+except ImportError:  # not on this system
+    resource = None  # type: ignore[assignment]
+
 
 def started(pid: int | None = None) -> str | None:
     """Tells a process from others that have its number at another time; None where the system does not say.
@@ -34,3 +39,9 @@ def alive(pid: Any, since: str | None = None) -> bool:
     except PermissionError:
         pass
     return since is None or started(int(pid)) in (since, None)
+
+
+def waits() -> int:
+    """How often this thread has waited so far for anything but a processor; 0 where that is not counted."""
+    thread = getattr(resource, "RUSAGE_THREAD", None)
+    return 0 if thread is None else resource.getrusage(thread).ru_nvcsw

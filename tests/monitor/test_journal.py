@@ -18,6 +18,7 @@ from made_logs import TENSORS, info, make_run, stats_batch, write_step
 
 from layerwatch.monitor import LogWriter, Run, RunError, background, journal
 from layerwatch.monitor import log as log_module
+from layerwatch.monitor.process import waits
 
 
 @pytest.fixture(autouse=True)
@@ -241,12 +242,23 @@ def test_captures_are_thinned_while_parquet_cannot_keep_up(
     )
 
 
-def test_a_slow_write_is_followed_by_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, real = [1000.0], os.writev
+def test_waits_are_counted() -> None:
+    before = waits()
+    time.sleep(0.01)
+    assert waits() > before > 0
+
+
+@pytest.mark.parametrize(("before", "after"), [(7, 8), (0, 0)])  # none at all: nobody counts them
+def test_a_slow_write_is_followed_by_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    clock, real, waited = [1000.0], os.writev, [before]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(log_module, "waits", lambda: waited[0])
 
     def write(descriptor: int, pieces: list[bytes]) -> int:
         clock[0] += 0.5
+        waited[0] = after
         return real(descriptor, pieces)
 
     log = LogWriter(tmp_path / "a", info())
@@ -260,6 +272,27 @@ def test_a_slow_write_is_followed_by_a_pause(tmp_path: Path, monkeypatch: pytest
     assert log.has_room(3)
     monkeypatch.undo()
     log.close()
+
+
+def test_a_write_that_only_waited_for_a_processor_is_not_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others kept the machine busy: the disk would have taken it at once."""
+    clock, real = [1000.0], os.writev
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(log_module, "waits", lambda: 7)
+
+    def write(descriptor: int, pieces: list[bytes]) -> int:
+        clock[0] += 0.5
+        return real(descriptor, pieces)
+
+    log = LogWriter(tmp_path / "a", info())
+    monkeypatch.setattr(os, "writev", write)
+    log.stats(stats_batch([0]))
+    assert log.has_room(1)
+    monkeypatch.undo()
+    log.close()
+    assert not set(Run(tmp_path / "a").events()["event"]) & {"thinned", "thinning ended"}
 
 
 # The background ---------------------------------------------------------------------------------------------
