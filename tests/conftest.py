@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -21,7 +22,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from layerwatch.monitor import log
+
 from .object_server import CREDENTIALS, ObjectServer
+
+log.SLOW_SECONDS = math.inf  # a stall of this disk costs no test a capture; tests of slow disks set it
 
 settings.register_profile("layerwatch", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("layerwatch")

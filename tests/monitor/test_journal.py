@@ -254,6 +254,7 @@ def test_a_slow_write_is_followed_by_a_pause(
 ) -> None:
     clock, real, waited = [1000.0], os.writev, [before]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(log_module, "SLOW_SECONDS", 0.25)
     monkeypatch.setattr(log_module, "waits", lambda: waited[0])
 
     def write(descriptor: int, pieces: list[bytes]) -> int:
@@ -280,6 +281,7 @@ def test_a_write_that_only_waited_for_a_processor_is_not_slow(
     """Others kept the machine busy: the disk would have taken it at once."""
     clock, real = [1000.0], os.writev
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(log_module, "SLOW_SECONDS", 0.25)
     monkeypatch.setattr(log_module, "waits", lambda: 7)
 
     def write(descriptor: int, pieces: list[bytes]) -> int:
