@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import socket
-import time
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .monitor import Run
-    from .monitor.fleet.search import Query
 
 from .terminal import new_table, plain, say, tell
 
-STYLES = {"info": "cyan", "warning": "yellow", "critical": "bold red"}
+#: Of severities and of the health of runs.
+STYLES = {
+    "info": "cyan", "warning": "yellow", "critical": "bold red", "healthy": "green", "unknown": "dim",
+}  # fmt: skip
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -154,47 +156,44 @@ def explain(options: argparse.Namespace) -> int:
 def runs(options: argparse.Namespace) -> int:
     from rich.markup import escape
 
-    from .monitor import scan_runs
-    from .monitor.fleet.search import parse
-    from .monitor.store import store_of
+    from .monitor.fleet import look
+    from .monitor.fleet.search import moment, parse
+    from .scan_command import Progress
 
-    query, root = parse(options.where), store_of(options.dir).url
-    runs, broken = scan_runs(options.dir)
-    runs = [run for run in runs if _is_labelled(run, options) and _fits(run, query, root)]
-    labels = [name for name in ("owner", "tags") if any(run.info.get(name) for run in runs)]
-    table = new_table("run", "health", "state", "step", "age", "train_loss", "val_loss", *labels)
-    for run in runs:
-        alarms = [f for f in run.findings() if f.severity != "info"]
-        health = f"[{STYLES[alarms[0].severity]}]{alarms[0].problem}[/]" if alarms else "[green]healthy[/]"
-        state = "live" if run.live else "closed" if run.info.get("closed") else "interrupted"
-        age = _age(time.time() - float(run.info.get("created") or 0))
-        losses = [_latest(run, name) for name in ("train_loss", "val_loss")]
-        name = _below(run, root)
-        told = {"owner": run.info.get("owner") or "", "tags": " ".join(run.info.get("tags") or ())}
+    query = parse(options.where)
+    with Progress(sys.stderr) as progress:
+        table = look(options.dir, progress=progress.at)
+    fitting = [row for row in table.rows if _is_labelled(row, options) and query.fits(row)]
+    read = [row for row in fitting if not row["error"]]
+    labels = [name for name in ("owner", "tags") if any(row[name] for row in read)]
+    shown = new_table("run", "health", "state", "step", "age", "train_loss", "val_loss", *labels)
+    for row in read:
+        step = str(row["steps"] - 1) if row["steps"] else ""
+        age = _age(max(0.0, table.scanned - (moment(row) or table.scanned)))
+        losses = ["" if (x := row[name]) is None else f"{x:.4g}" for name in ("train_loss", "val_loss")]
+        told = {"owner": row["owner"] or "", "tags": " ".join(row["tags"])}
         told = [escape(told[name]) for name in labels]
-        table.add_row(escape(name), health, state, str(run.last_step), age, *losses, *told)
+        shown.add_row(escape(row["run"]), _health(row), _state(row), step, age, *losses, *told)
     which = " that fit" if options.tag or options.owner or options.where else ""
-    say(table if runs else plain(f"No runs{which} below {options.dir}."))
-    for folder, problem in broken.items():
-        tell(f"{folder}: {problem}", error=True)
+    say(shown if read else plain(f"No runs{which} below {options.dir}."))
+    for row in fitting:
+        if row["error"]:
+            tell(f"{row['run']}: {row['error']}", error=True)
     return 0
 
 
-def _below(run: Run, root: str) -> str:
-    return run.url.removeprefix(root).strip("/") or run.name
-
-
-def _fits(run: Run, query: Query, root: str) -> bool:
-    """Does it fit --where? The filter speaks of the row that a scan makes of the run."""
-    from .monitor.fleet import scan_run
-
-    return not query.terms or query.fits(scan_run(run.url).to_pylist()[0] | {"run": _below(run, root)})
-
-
-def _is_labelled(run: Run, options: argparse.Namespace) -> bool:
+def _is_labelled(row: dict[str, Any], options: argparse.Namespace) -> bool:
     """Has it all of --tag, and the --owner?"""
-    owned = options.owner is None or (run.info.get("owner") or "") == options.owner
-    return owned and set(options.tag) <= set(run.info.get("tags") or ())
+    owned = options.owner is None or (row["owner"] or "") == options.owner
+    return owned and set(options.tag) <= set(row["tags"])
+
+
+def _health(row: dict[str, Any]) -> str:
+    return f"[{STYLES[row['health']]}]{row['problem'] or row['health']}[/]"
+
+
+def _state(row: dict[str, Any]) -> str:
+    return "live" if row["live"] else "closed" if row["closed"] else "interrupted"
 
 
 def export(options: argparse.Namespace) -> int:
@@ -260,8 +259,3 @@ def _age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _latest(run: Run, name: str) -> str:
-    values = run.scalars(name)["value"]
-    return f"{values.iloc[-1]:.4g}" if len(values) else ""

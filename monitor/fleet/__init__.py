@@ -1,6 +1,6 @@
 """Many runs: each one read into one row of a table, by one process, several, or a cluster."""
 
-from .keeping import NotKeptError, scan_and_keep, table_of
+from .keeping import NotKeptError, look, scan_and_keep, table_of
 from .reading import scan_run
 from .scanning import scan, worsened
 from .table import COLUMNS, TABLE, ScanTable, read_table, write_table
@@ -10,6 +10,7 @@ __all__ = [
     "TABLE",
     "NotKeptError",
     "ScanTable",
+    "look",
     "read_table",
     "scan",
     "scan_and_keep",

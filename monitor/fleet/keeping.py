@@ -1,4 +1,4 @@
-"""A scan whose table is kept: what an earlier one has read is not read again."""
+"""A root's table: what an earlier scan has read is not read again, by scans that are kept and by looks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..durations import moment_of
-from ..errors import RunError
+from ..errors import RunError, StoreError
 from ..store import joined
-from .scanning import scan
+from .scanning import Progress, scan
 from .table import TABLE, DamagedTableError, NoTableError, ScanTable, read_table, write_table
 
 
@@ -48,6 +48,33 @@ def scan_and_keep(
         write_table(table, place)
     except (OSError, ValueError) as error:
         raise NotKeptError(place, error, table) from None
+    return table
+
+
+def look(root: str | Path, *, progress: Progress | None = None) -> ScanTable:
+    """Every run of a root as it is now; nothing is written.
+
+    Runs that have not changed since the root's own table was made are not read again, and are new or worse
+    where they were so in that scan. A table that cannot be used counts for nothing.
+
+    Args:
+        root, progress: see `scanning.scan`.
+
+    Raises:
+        RunError: the root is no folder. StoreError: the object store cannot be listed.
+    """
+    try:
+        before, _ = _earlier(table_of(root))
+    except StoreError:
+        raise
+    except RunError:  # of a newer layerwatch
+        before = None
+    table = scan(root, before=before, progress=progress)
+    known = {row["run"]: row for row in before.rows} if before is not None else {}
+    for row in table.rows:
+        past = known.get(row["run"])
+        if past is not None and past["scanned"] == row["scanned"]:
+            row["health_before"] = past["health_before"]
     return table
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..alerts.message import duration
 from ..description import describe
 from ..errors import RunError
 from ..findings import SEVERITIES
@@ -211,20 +212,27 @@ def _notes(rows: list[Row], left_out: int, now: float) -> list[str]:
     """What is wrong with the scan as a whole."""
     notes = []
     if left_out:
-        notes.append(f"{left_out} runs were not written to since then and are in no earlier table: left out")
+        notes.append(
+            f"{_runs(left_out, 'was', 'were')} not written to since then, and in no earlier table: left out"
+        )
     ahead = {row["run"]: max(row["wrote"] or 0.0, row["created"] or 0.0) - now for row in rows}
     ahead = {run: seconds for run, seconds in ahead.items() if seconds > SKEW}
     if ahead:
         notes.append(
-            f"{len(ahead)} runs are dated up to {max(ahead.values()) / 60:.0f} min after this scan, "
+            f"{_runs(len(ahead))} dated up to {duration(max(ahead.values()))} after this scan, "
             f"{next(iter(ahead))} for one: set the clocks of the machines that wrote them, or of this one"
         )
     copies = [row for row in rows if row["copy_of"]]
     if copies:
         notes.append(
-            f"{len(copies)} runs are copies of others, such as {copies[0]['run']} of {copies[0]['copy_of']}"
+            f"{_runs(len(copies), 'is a copy', 'are copies')} of others, such as {copies[0]['run']} of "
+            f"{copies[0]['copy_of']}"
         )
     return notes
+
+
+def _runs(count: int, one: str = "is", more: str = "are") -> str:
+    return f"1 run {one}" if count == 1 else f"{count:,} runs {more}"
 
 
 def worsened(table: ScanTable, since: float | None = None) -> list[tuple[Row, list[dict[str, Any]]]]:

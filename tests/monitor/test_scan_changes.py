@@ -119,7 +119,7 @@ def test_copies_of_a_training_are_told(tmp_path: Path) -> None:
     make_run(tmp_path / "b", id="two")
     table = scan(tmp_path)
     assert {row["run"]: row["copy_of"] for row in table.rows} == {"a": None, "backup/a": "a", "b": None}
-    assert any("1 runs are copies" in note for note in table.notes)
+    assert any("1 run is a copy of others, such as backup/a of a" in note for note in table.notes)
 
 
 def test_a_root_that_is_mounted_elsewhere_is_the_same_root(tmp_path: Path, read: list[str]) -> None:
@@ -197,7 +197,7 @@ def test_since_reads_no_old_runs(tmp_path: Path, read: list[str]) -> None:
     table = scan_and_keep(tmp_path, since="1d")
     assert read == ["new"]
     assert [row["run"] for row in table.rows] == ["new"]
-    assert "1 runs were not written to" in table.notes[0]
+    assert "1 run was not written to" in table.notes[0]
     scan_and_keep(tmp_path)
     read.clear()
     (new / "labels.json").write_text("{}")
