@@ -39,7 +39,10 @@ class Channel:
     name: str
 
     def send(self, message: Message, timeout: float = TIMEOUT) -> str:
-        """Send it now, within about `timeout` seconds. Returns a remark on how it went, mostly "".
+        """Send it now. Returns a remark on how it went, mostly "".
+
+        Args:
+            timeout: how long the other side may say nothing, or a program may take, in seconds.
 
         Raises:
             Undelivered: it did not arrive.
@@ -144,7 +147,7 @@ def run_program(command: Sequence[str], document: bytes, environment: dict[str, 
         process.communicate(document, timeout)
     except subprocess.TimeoutExpired:
         _end(process)
-        raise Undelivered(f"{program} was ended after {timeout:g} s") from None
+        raise Undelivered(f"{program} was ended after {round(timeout, 1):g} s") from None
     if process.returncode:
         raise Undelivered(f"{program} ended with exit code {process.returncode}")
 

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,14 +220,21 @@ def find_config(folder: str | Path | None = None) -> Path | None:
     Raises:
         ConfigError: it belongs to another user, whose commands would be run.
     """
-    place = None if folder is None or "://" in str(folder) else Path(os.path.abspath(folder))
-    for one in (*((place, *place.parents) if place else ()), Path.cwd()):
-        path = one / FILE
-        if path.is_file():
-            if hasattr(os, "getuid") and path.stat().st_uid not in (os.getuid(), 0):
-                raise ConfigError(
-                    f"{path} belongs to another user, and settings may run commands: it is used only when it "
-                    f"is named, as in alerts={str(path)!r}"
-                )
-            return path
-    return None
+    try:
+        path = next((path for path in _candidates(folder) if path.is_file()), None)
+        owner = path.stat().st_uid if path is not None else 0
+    except OSError:  # the working directory was removed, or a folder may not be looked into
+        return None
+    if hasattr(os, "getuid") and owner not in (os.getuid(), 0):
+        raise ConfigError(
+            f"{path} belongs to another user, and settings may run commands: it is used only when it "
+            f"is named, as in alerts={str(path)!r}"
+        )
+    return path
+
+
+def _candidates(folder: str | Path | None) -> Iterator[Path]:
+    if folder is not None and "://" not in str(folder):
+        place = Path(os.path.abspath(folder))
+        yield from (one / FILE for one in (place, *place.parents))
+    yield Path.cwd() / FILE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from .alert import Alert
-from .channels import Channel, Undelivered
+from .channels import TIMEOUT, Channel, Undelivered
 from .config import Config
 from .message import Message
 from .outbox import Outbox
@@ -19,6 +20,8 @@ logger = logging.getLogger("layerwatch")
 
 #: Clocks may be set: what is due is looked at again after so many seconds.
 LOOK_SECONDS = 30.0
+#: What the last attempt of a channel may take at least, whatever the others have taken.
+LEAST_SECONDS = 0.1
 
 
 class Delivery:
@@ -62,7 +65,7 @@ class Delivery:
         for courier in self._couriers.values():
             courier.end()
         for courier in self._couriers.values():
-            courier.join(max(0.0, end - time.monotonic()))
+            courier.join(max(LEAST_SECONDS, end - time.monotonic()))
         for courier in self._couriers.values():
             courier.abandon(reason if tell else None)
 
@@ -107,8 +110,10 @@ class _Courier:
         self.idle.clear()
         if self._thread is None and not self._ending:
             name = f"layerwatch-alerts-{self._channel.name}"
-            self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            with contextlib.suppress(RuntimeError):  # Python is about to end, or there is no room: see `join`
+                thread.start()
+                self._thread = thread
         self._change.notify()
 
     def state(self) -> list[tuple[Alert, float | None]]:
@@ -123,6 +128,8 @@ class _Courier:
     def join(self, timeout: float) -> None:
         if self._thread is not None:
             self._thread.join(timeout)
+        else:  # there was nothing to send, or no thread to be had
+            self._work(timeout)
 
     def abandon(self, reason: str | None) -> None:
         with self._change:
@@ -130,9 +137,9 @@ class _Courier:
             records = [] if reason is None else self._outbox.give_up(self._clock(), reason)
         self._tell(records)
 
-    def _work(self) -> None:
+    def _work(self, timeout: float = TIMEOUT) -> None:
         while batch := self._next():
-            failure, remark = self._attempt(batch)
+            failure, remark = self._attempt(batch, timeout)
             with self._change:
                 if self._abandoned:  # nobody waited for it: it is on record as not sent
                     return
@@ -145,9 +152,9 @@ class _Courier:
             if failure is not None and self._ending:
                 return
 
-    def _attempt(self, batch: Sequence[Alert]) -> tuple[Undelivered | None, str]:
+    def _attempt(self, batch: Sequence[Alert], timeout: float) -> tuple[Undelivered | None, str]:
         try:
-            return None, self._channel.send(Message(batch))
+            return None, self._channel.send(Message(batch), timeout)
         except Undelivered as error:
             return error, ""
         except Exception as error:  # ours: what it says may hold anything

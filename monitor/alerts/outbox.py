@@ -43,7 +43,7 @@ class Outbox:
         self.channel = channel
         self._quiet, self._digest, self._give_up, self._draw = quiet, digest, give_up, draw
         self._waiting: list[_Waiting] = []
-        self._next = 0.0  # not before
+        self._paused = self._next = 0.0  # nothing is sent from then to then
         self._failures = 0
         #: Why the latest attempt failed; "" after one that did not.
         self.trouble = ""
@@ -68,7 +68,7 @@ class Outbox:
 
     def due(self, now: float, *, last: bool = False) -> tuple[Alert, ...]:
         """What is to be sent now, as one message. `last`: there will be no other moment."""
-        if now < self._next and not last:
+        if self._paused <= now < self._next and not last:  # or the clock was set back
             return ()
         return tuple(w.alert for w in self._waiting if not (self._quiet and self._quiet.holds(w.alert, now)))
 
@@ -85,7 +85,7 @@ class Outbox:
         if self._failures:
             remark = ", ".join(part for part in (f"attempt {self._failures + 1}", remark) if part)
         self._failures, self.trouble = 0, ""
-        self._next = now + self._digest
+        self._paused, self._next = now, now + self._digest
         self._remove(batch)
         return self._record("sent", batch, now, remark)
 
@@ -99,7 +99,7 @@ class Outbox:
             one.tried = now if one.tried is None else one.tried
         pause = min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 20), LONGEST_PAUSE)
         pause = (LONGEST_PAUSE if error.lasting else pause) * (0.5 + 0.5 * self._draw())
-        self._next = now + max(pause, min(error.after, max(self._give_up, 0.0)))
+        self._paused, self._next = now, now + max(pause, min(error.after, max(self._give_up, 0.0)))
         over = [w.alert for w in tried if w.tried is not None and now - w.tried >= self._give_up]
         self._remove(over)
         left = [w.alert for w in self._waiting if id(w.alert) in ours]

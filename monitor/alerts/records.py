@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: The kind of the log's events that tell of alerts.
 EVENT = "alert"
-_SENT = re.compile(r"sent to ([\w-]+): (.*)", re.DOTALL)
+_SENT = re.compile(r"sent to ([\w-]+)(?: \(.*?\))?: (.*)", re.DOTALL)
 
 Outcome = Literal["sent", "held", "delayed", "not sent"]
 

@@ -34,10 +34,11 @@ SKEW_SECONDS = 3600.0
 
 @dataclass
 class _Writing:
-    """A run that is not closed. `mark`: how far its log has come; since: the scan that saw that first, by the
-    clock of the scans alone, so that a wrong clock of the writer's is no silence."""
+    """A run that is not closed. steps, bytes: how far its log has come; since: the scan that saw that first,
+    by the clock of the scans alone, so that a wrong clock of the writer's is no silence."""
 
-    mark: str
+    steps: int
+    bytes: int
     since: float
     armed: bool  # it was seen to live: its silence is news
     silent: bool = False  # which was told
@@ -149,26 +150,28 @@ class Watchman:
         limit, key = self._teller.config.silent, _key(row)
         if row.get("health") == "unreadable" or limit is None:
             return
-        known, step = self._writing.get(key), (row.get("steps") or 0) - 1
-        mark = f"{row.get('steps')}:{row.get('bytes')}"
+        known, steps, size = self._writing.get(key), row.get("steps") or 0, row.get("bytes") or 0
+        last = steps - 1
         if row["closed"]:
             self._writing.pop(key, None)
             if known is not None and known.silent:
                 yield self._again(row, "it has gone on, and ended in order")
         elif known is None:
-            self._writing[key] = _Writing(mark, scanned, self._lived(row))
-        elif known.mark != mark:
-            self._writing[key] = _Writing(mark, scanned, armed=True)
+            self._writing[key] = _Writing(steps, size, scanned, self._lived(row))
+        elif known.steps != steps:
+            self._writing[key] = _Writing(steps, size, scanned, armed=True)
             if known.silent:
-                yield self._again(row, f"it goes on, now at step {step}")
+                yield self._again(row, f"it goes on, now at step {last}")
+        elif known.bytes != size:  # a long validation, or somebody labels or compacts what has long ended
+            known.bytes, known.since = size, scanned
         elif known.armed and not known.silent and scanned - known.since >= limit:
             known.silent = True
             text = (
-                f"Nothing was written for {duration(scanned - known.since)} since step {step}, and the log "
+                f"Nothing was written for {duration(scanned - known.since)} since step {last}, and the log "
                 "was not closed: the training was killed, hangs, or cannot reach the place it writes to."
             )
             advice = "See whether its process still runs; the log shows what happened until then."
-            alert = self._alert(row, SILENT, "critical", text, advice=advice, last_step=step)
+            alert = self._alert(row, SILENT, "critical", text, advice=advice, last_step=last)
             yield alert, self._teller.receivers(alert, lasts=False)
 
     def _lived(self, row: Mapping[str, Any]) -> bool:

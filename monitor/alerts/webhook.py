@@ -96,7 +96,7 @@ def network_words(error: BaseException, timeout: float) -> str:
     while isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
         error = error.reason
     if isinstance(error, TimeoutError):
-        return f"no answer within {timeout:g} s"
+        return f"no answer within {round(timeout, 1):g} s"
     if isinstance(error, ssl.SSLError):
         reason = error.reason or "handshake failed"
         return f"no secure connection ({reason.replace('_', ' ').lower()})"

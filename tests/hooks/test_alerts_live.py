@@ -150,6 +150,16 @@ def test_a_settings_file_above_the_run_is_found(tmp_path: Path, server: HttpServ
     assert len(server.alerts) == 2
 
 
+def test_a_working_directory_that_was_removed_is_no_reason_not_to_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    sick_training(tmp_path / "a")
+    assert Run(tmp_path / "a").info["alerts"] == []
+
+
 def test_settings_that_are_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = mlp()
     with pytest.raises(ValueError, match=r"expected layerwatch\.toml in a folder above the run"):

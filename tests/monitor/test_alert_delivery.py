@@ -8,9 +8,11 @@ import logging
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from layerwatch.monitor.alerts.channels import Undelivered
 from layerwatch.monitor.alerts.config import Config, config_of
 from layerwatch.monitor.alerts.delivery import Delivery
 from layerwatch.monitor.alerts.outbox import LONGEST_PAUSE, Outbox
-from layerwatch.monitor.alerts.records import Record
+from layerwatch.monitor.alerts.records import EVENT, Record, alerted
 from layerwatch.monitor.alerts.routing import Quiet
 from layerwatch.monitor.alerts.teller import Teller
 from tests.alert_servers import SECRET, HttpServer
@@ -90,6 +92,18 @@ def test_what_comes_in_between_is_one_message() -> None:
     assert box.wait(20.0) == 40.0
     assert [a.run for a in box.due(60.0)] == ["run2", "run3"]
     assert [a.run for a in box.due(30.0, last=True)] == ["run2", "run3"]  # the training ends
+
+
+def test_a_clock_that_is_set_back_holds_nothing() -> None:
+    told, failed = Outbox("team", digest=60.0), Outbox("team", give_up=3600.0)
+    for box in (told, failed):
+        box.put([alert(1)], 9e5)
+    told.sent(told.due(9e5), 9e5)
+    told.put([alert(2)], 9e5)
+    failed.failed(failed.due(9e5), Undelivered("it is down"), 9e5)
+    for box in (told, failed):
+        assert box.due(9e5) == ()
+        assert len(box.due(1e5)) == 1
 
 
 def test_quiet_hours_hold_and_end_with_one_digest() -> None:
@@ -236,6 +250,45 @@ def test_no_thread_is_left_and_none_begins_for_nothing(monkeypatch: pytest.Monke
         delivery.put({"team": [alert(2)]})  # too late: nobody sends it
         assert not [t for t in threading.enumerate() if t.name.startswith("layerwatch-alerts")]
         assert len(server.alerts) == 1
+
+
+def test_where_no_thread_can_be_had_the_end_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.12 on there is none when a training that nobody has closed is closed at exit."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    records: list[Record] = []
+    with HttpServer() as server, HttpServer("hang") as hanging:
+        delivery = Delivery(config(server.url, monkeypatch), records.append)
+        slow = Delivery(config(server.url, monkeypatch), records.append)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        delivery.put({"team": [alert()]})
+        delivery.put({"team": [alert(2)]})
+        slow.put({"team": [alert(3)]})
+        monkeypatch.undo()
+        config(server.url, monkeypatch)
+        delivery.close(5.0, "the training has ended")
+        assert [run for run, *_ in server.alerts] == ["run0", "run2"]
+        config(hanging.url, monkeypatch)
+        slow.close(0.5, "the training has ended")
+    assert outcome(records) == [
+        ("sent", 2, ""), ("delayed", 1, "no answer within 0.5 s; it is tried again"),
+        ("not sent", 1, "no answer within 0.5 s; the training has ended"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("remark", ["", "attempt 2", "attempt 3, 1 of 2 addresses were refused"])
+def test_what_was_sent_is_read_from_its_line_whatever_is_remarked(remark: str) -> None:
+    alerts = (alert(severity="critical"), replace(alert(), problem="nonfinite"))
+    line = Record("sent", "team", alerts, 1.0, remark).line()
+    events = pd.DataFrame({"event": [EVENT, "note"], "time": [5.0, 6.0], "message": [line, line]})
+    assert alerted(events) == [
+        {"problem": "dead_units", "severity": "critical", "channel": "team", "time": 5.0},
+        {"problem": "nonfinite", "severity": "warning", "channel": "team", "time": 5.0},
+    ]
+    held = Record("held", "team", alerts, 1.0, "quiet until 07:00").line()
+    assert alerted(events.assign(message=held)) == []
 
 
 def test_once_a_run_problem_and_severity_and_again_after_the_interval(

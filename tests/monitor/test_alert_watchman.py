@@ -164,6 +164,24 @@ def test_who_was_dead_before_is_no_news_but_who_died_between_two_looks_is(look: 
     assert look(old, copied, after=86400) == []
 
 
+def test_labelling_and_compacting_is_no_sign_of_life(look: Watch) -> None:
+    old, died = row("old", live=False), row("died", steps=20)
+    assert look(old, died, after=0) == []
+    died |= {"live": False}
+    assert look(old, died, after=900) == [("died", "critical", "silent")]
+    for bytes_ in (1040, 300):  # a note was added, then what was left behind became Parquet
+        old, died = old | {"bytes": bytes_}, died | {"bytes": bytes_}
+        assert look(old, died) == []
+    assert look(old, died, after=86400) == []
+    assert look(old, died | {"steps": 21, "live": True}) == [("died", "info", "writes_again")]
+
+
+def test_a_long_validation_that_logs_is_not_silent(look: Watch) -> None:
+    for size in (1000, 1100, 1200, 1300):
+        assert look(row("a", bytes=size), after=400) == []
+    assert look(row("a", bytes=1300), after=600) == [("a", "critical", "silent")]
+
+
 @pytest.mark.parametrize("skew", [-86400.0, -600.0, 600.0, 86400.0])
 def test_a_writer_whose_clock_is_wrong_is_not_silent_and_its_silence_is_seen(
     look: Watch, skew: float
