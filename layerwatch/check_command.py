@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -163,13 +164,17 @@ def _write(path: str, data: bytes) -> None:
     from pathlib import Path
 
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
         part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise ValueError(
+            f"the report cannot be written to {path} ({error.strerror}): choose another --junit"
+        ) from None
 
 
 def _baselines(paths: Sequence[str]) -> Normal | None:

@@ -76,6 +76,8 @@ def scan(options: argparse.Namespace) -> int:
     if options.since:
         moment_of(options.since)
     pause = None if options.every is None else seconds_of(options.every)
+    if pause == 0:
+        raise ValueError("expected a pause with --every, such as 60s, got none")
     place = options.out or table_of(options.root)
     with contextlib.ExitStack() as closing:
         watchman = None if options.alerts is None else closing.enter_context(_watchman(options, place))
@@ -121,8 +123,8 @@ def _once(options: argparse.Namespace, place: str | Path, watchman: Watchman | N
     try:
         with Progress(sys.stderr) as progress:
             table = scan_and_keep(
-                options.root, out=place, since=since, engine=options.engine, scheduler=options.scheduler,
-                workers=options.workers, progress=progress.at,
+                options.root, out=options.out or None, since=since, engine=options.engine,
+                scheduler=options.scheduler, workers=options.workers, progress=progress.at,
             )  # fmt: skip
     except NotKeptError as error:
         table, trouble = error.table, error

@@ -105,12 +105,16 @@ def edit_labels(
 
     Raises:
         TypeError, ValueError: a label is not as `given_labels` takes it.
-        RunError: labels.json is damaged, and is left as it is; or the folder cannot be written. StoreError:
-            the object store cannot be used.
+        RunError: run.json cannot be read, or labels.json is damaged: nothing is written; or the folder
+            cannot be written. StoreError: the object store cannot be used.
     """
     added = given_labels(add, owner, note)
     more, gone = added.pop("tags"), set(remove)
     edited, wrong = _read(store)
+    if not info:
+        raise RunError(
+            f"expected a run whose run.json can be read, {store.url} has none: labels belong to it"
+        )
     if wrong:
         raise RunError(f"expected to add to {store.url}/{LABELS}, but it {wrong}")
     labels = {"tags": [], "owner": "", "note": ""} | {

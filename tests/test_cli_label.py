@@ -95,6 +95,14 @@ def test_one_bad_run_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (damaged / "labels.json").read_text() == "{half"  # somebody may mend it
 
 
+def test_what_has_no_run_json_is_not_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "exp1")
+    (run / "run.json").write_text("{half")
+    assert main(["label", str(run), "--tag", "x"]) == 2
+    assert "whose run.json can be read" in capsys.readouterr().err
+    assert not (run / "labels.json").exists()
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [

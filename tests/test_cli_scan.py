@@ -82,6 +82,7 @@ def test_a_table_that_cannot_be_written_is_an_error_after_the_answer(
     [
         ["--since", "soon"],
         ["--every", "soon"],
+        ["--every", "0s"],
         ["--workers", "2"],
         ["--scheduler", "tcp://x:1"],
         ["--where", "lr>"],

@@ -159,9 +159,11 @@ def dask(
 def _client(scheduler: str | None, workers: int | None, most: int) -> Iterator[Any]:
     """A client of a running scheduler, or of a cluster that ends with it."""
     from distributed import Client, LocalCluster
+    from distributed.comm import get_address_host_port
 
     if scheduler is not None:
         try:
+            get_address_host_port(scheduler)  # a client of what is no address takes long to go away again
             client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
             raise RunError(

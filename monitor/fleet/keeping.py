@@ -34,13 +34,18 @@ def scan_and_keep(
         The table: `rows` (dictionaries), `to_pandas()`, `to_arrow()`, `notes`.
 
     Raises:
-        RunError: an argument is not as described, or the table cannot be written: then nothing of the scan is
-            lost, it is the error's attribute `table`. StoreError: the object store cannot be listed.
+        RunError: an argument is not as described; `out` is there and no scan table: it is left as it is. Or
+            the table cannot be written: nothing of the scan is lost, it is the error's attribute `table`.
+        StoreError: the object store cannot be listed.
         ValueError: `since` is no moment.
     """
     place = table_of(root) if out is None else out
     moment = moment_of(since) if isinstance(since, str) else since
     before, trouble = _earlier(place)
+    if trouble and out is not None:  # it may be anything: only a table of our own name is replaced
+        raise RunError(
+            f"expected a scan table or no file yet at {place}: it is neither, choose another --out"
+        )
     table = scan(root, before=before, since=moment, **options)
     if trouble:
         table = replace(table, notes=[*table.notes, trouble])

@@ -175,7 +175,7 @@ def read_table(path: str | Path) -> ScanTable:
         version, scanned = int(about["version"]), float(about["scanned"])
     except StoreError:
         raise
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise NoTableError(
             f"expected a scan table, but {path} does not exist: make one with `layerwatch scan`"
         ) from None

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from layerwatch.monitor import LogWriter, RunError
@@ -214,6 +216,17 @@ def test_a_damaged_table_is_made_anew_and_a_newer_one_is_left(tmp_path: Path) ->
     table = scan_and_keep(tmp_path)
     assert "read anew" in table.notes[0]
     assert read_table(place).rows[0]["run"] == "a"
+
+
+def test_a_file_that_is_no_table_is_never_replaced(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "a")
+    exported = tmp_path / "mine.parquet"
+    pq.write_table(pa.table({"x": [1]}), exported)
+    for place in (run / "run.json", exported, tmp_path / "runs"):
+        before = place.read_bytes() if place.is_file() else b""
+        with pytest.raises(RunError, match="choose another --out"):
+            scan_and_keep(tmp_path / "runs", out=place)
+        assert (place.read_bytes() if place.is_file() else b"") == before
 
 
 def test_a_table_that_cannot_be_written_loses_nothing(tmp_path: Path) -> None:

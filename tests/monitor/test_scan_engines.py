@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,8 +151,10 @@ def test_a_scheduler_that_is_not_there_is_named_soon(tmp_path: Path, monkeypatch
     with pytest.raises(RunError, match=r"tcp://127\.0\.0\.1:1 does not answer"):
         scan(tmp_path, engine="dask", scheduler="tcp://127.0.0.1:1")
     assert time.monotonic() - began < 20
+    left = threading.active_count()
     with pytest.raises(RunError, match="does not answer"):
         scan(tmp_path, engine="dask", scheduler="nonsense")
+    assert threading.active_count() == left  # no half-made client is left behind
 
 
 def test_a_cluster_without_workers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
