@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -160,18 +159,12 @@ def _document(checked: Sequence[Checked]) -> dict[str, object]:
 
 def _write(path: str, data: bytes) -> None:
     """Whole or not at all; folders above it are made."""
-    import os
-    from pathlib import Path
+    from .monitor.store import parted, store_of
 
-    target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}")
+    folder, name = parted(path)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(target)
+        store_of(folder).put(name, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise ValueError(
             f"the report cannot be written to {path} ({error.strerror}): choose another --junit"
         ) from None

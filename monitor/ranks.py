@@ -15,6 +15,8 @@ from .store import Store
 #: Where the processes other than the first describe themselves: `ranks/r3.json`, as run.json does of r0.
 FOLDER = "ranks"
 FIRST = "r0"
+#: No training has more processes: a run.json that says so is wrong.
+MOST = 100_000
 
 
 def writer_of(rank: int) -> str:
@@ -25,6 +27,12 @@ def writer_of(rank: int) -> str:
 def rank_of(writer: str) -> int:
     """The rank of a writer; -1 of another name."""
     return int(writer[1:]) if writer[:1] == "r" and writer[1:].isdigit() else -1
+
+
+def world_of(info: dict[str, Any]) -> int:
+    """How many processes write a run together, by its run.json; 1 where that says nothing sensible."""
+    size = info.get("world")
+    return int(size) if isinstance(size, int) and 0 < size <= MOST else 1
 
 
 def description_of(writer: str) -> str:
@@ -50,7 +58,7 @@ def descriptions(store: Store) -> dict[str, dict[str, Any]]:
 
 def with_others(info: dict[str, Any], store: Store) -> dict[str, Any]:
     """run.json with the tensors and modules that only other ranks have, in order of rank."""
-    if not isinstance(info.get("world"), int) or info["world"] < 2:
+    if world_of(info) < 2:
         return info
     whole = dict(info)
     for writer, other in descriptions(store).items():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from .ranks import descriptions, rank_of, writer_of
+from .ranks import descriptions, rank_of, world_of, writer_of
 
 #: The kind of values that tell whether copies of a tensor are the same on several ranks.
 CHECKSUM = "checksum"
@@ -16,14 +16,14 @@ CHECKSUM = "checksum"
 BEHIND = 250
 
 
-def told_of_ranks(log: Any, info: Mapping[str, Any], alive: Callable[[Any, Any], bool]) -> pd.DataFrame:
+def told_of_ranks(log: Any, info: dict[str, Any], alive: Callable[[Any, Any], bool]) -> pd.DataFrame:
     """See `Run.ranks`.
 
     Args:
         log: a `LogReader`. info: the content of run.json. alive: tells whether a process of this machine, by
             its number and when it was started, still runs.
     """
-    told, size = descriptions(log.store), int(info.get("world") or 1)
+    told, size = descriptions(log.store), world_of(info)
     last = dict.fromkeys(range(size), -1) | {rank_of(w): step for w, step in log.last_steps().items()}
     rows = []
     for rank, step in sorted(last.items())[:size]:  # a training may go on with fewer ranks

@@ -22,7 +22,7 @@ from .description import describe
 from .frames import Overview
 from .labels import LABELS, with_labels
 from .process import alive
-from .ranks import with_others
+from .ranks import with_others, world_of
 from .reader import LogReader
 from .roll_call import CHECKSUM, noise, told_of_ranks, told_of_replicas
 from .scan import Between, Where
@@ -410,7 +410,7 @@ class Run:
         The sum of a tensor's bits after the step, as integers modulo 2^52: equal on all ranks that hold the
         same. Empty unless several ranks wrote the run.
         """
-        return told_of_replicas(self._log, several=int(self.info.get("world") or 1) > 1)
+        return told_of_replicas(self._log, several=world_of(self.info) > 1)
 
     @_cached
     def noise_scale(self, smoothing: float = 0.9) -> pd.DataFrame:
@@ -446,7 +446,7 @@ class Run:
         ]
 
     def _missing_ranks(self) -> list[str]:
-        if not int(self.info.get("world") or 1) > 1:
+        if world_of(self.info) < 2:
             return []
         ranks, gone = self.ranks(), self.missing_ranks()
         sharded = len(self._log.joint.sharded) if self._log.joint is not None else 0

@@ -79,16 +79,25 @@ class Store:
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-        temporary.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-        os.replace(temporary, path)
+        try:
+            temporary.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
     def tree(self) -> dict[str, tuple[int, float]]:
-        """Every file at or below this folder -> bytes, unix seconds of its last change; hidden ones left out.
+        """Every file at or below this folder -> bytes, unix seconds of its last change; hidden ones left out,
+        and folders that are not for us.
 
         Of an object store one request brings 1,000 of them.
+
+        Raises:
+            OSError: it cannot be listed, so that nobody knows what is there.
         """
         found = {}
-        for folder, names, files in os.walk(self._folder, followlinks=False):
+        for folder, names, files in os.walk(self._folder, onerror=self._unlisted, followlinks=False):
             names[:] = [n for n in names if not n.startswith(".")]
             inside = Path(folder).relative_to(self._folder).as_posix()
             for name in files:
@@ -99,6 +108,12 @@ class Store:
                             place = name if inside == "." else f"{inside}/{name}"
                             found[place] = known.st_size, known.st_mtime
         return found
+
+    def _unlisted(self, error: OSError) -> None:
+        """A folder that has just gone is no fault, nor is one below that others keep to themselves."""
+        private = isinstance(error, PermissionError) and error.filename != str(self._folder)
+        if not (private or isinstance(error, FileNotFoundError | NotADirectoryError)):
+            raise error
 
     def open(self, name: str) -> pa.NativeFile:
         """A file for random access.

@@ -17,8 +17,8 @@ from ..store import INSIDE, Store
 from .table import TABLE
 
 _TABLES = {"wal", *SCHEMAS}
-#: That a training on an object store goes on is no news of its log; nor is what a scan leaves there.
-_NO_NEWS = {ALIVE, TABLE, STATE}
+#: What a scan leaves in its root, which may be a run.
+_OURS = {TABLE, STATE}
 
 
 class Place(NamedTuple):
@@ -83,13 +83,19 @@ def _owner(name: str, runs: Mapping[str, object]) -> str | None:
 
 
 def _place(store: Store, run: str, files: Mapping[str, tuple[int, float]]) -> Place:
-    own = [(name, *known) for name, known in sorted(files.items()) if name not in _NO_NEWS]
-    lines = [f"{name}:{size}:{time!r}" for name, size, time in own]
-    key = hashlib.blake2b("\n".join([judged_by(), *lines]).encode(), digest_size=12).hexdigest()
+    own = [(name, *known) for name, known in sorted(files.items()) if name not in _OURS]
+    # That a training on an object store goes on is no news of its log.
+    lines = [f"{name}:{size}:{time!r}" for name, size, time in own if name != ALIVE]
+    key = hashlib.blake2b(storable("\n".join([judged_by(), *lines])).encode(), digest_size=12).hexdigest()
     return Place(
-        run, run or store.name, store.at(run).url, key,
-        max((time for _, time in files.values()), default=0.0), sum(size for size, _ in files.values()),
+        run, storable(run or store.name), storable(store.at(run).url), key,
+        max((time for *_, time in own), default=0.0), sum(size for name, size, _ in own if name != ALIVE),
     )  # fmt: skip
+
+
+def storable(text: str) -> str:
+    """A text that a table can hold: names of files may have bytes that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from ..alerts.records import alerted
 from ..findings import Finding, plain
+from ..ranks import world_of
 from ..remote import Address, RemoteStore
 from ..results import ending
 from ..run import Run
@@ -24,7 +25,7 @@ from ..schema import SYSTEM
 from ..store import Store, store_of
 from ..weights.names import block_of
 from .numbers import flat, furthest, last_drift, last_losses
-from .places import Place, places
+from .places import Place, places, storable
 from .table import COLUMNS
 
 Row = dict[str, Any]
@@ -75,6 +76,7 @@ def read(store: Store, place: Place) -> Row:
     began = time.perf_counter()
     try:
         row = _row(Run(store), place)
+        pa.Table.from_pylist([row], COLUMNS)  # one that no table can hold would take the others along
     except Exception as error:  # a log can be damaged in any way, and a detector may raise anything
         row = unreadable(place, error)
     return row | {"seconds": time.perf_counter() - began}
@@ -88,7 +90,7 @@ def unreadable(place: Place, error: Exception | str) -> Row:
     return {
         **_empty(place),
         "health": "unreadable",
-        "error": _short(reason) or "it cannot be read",
+        "error": storable(_short(reason)) or "it cannot be read",
         "key": None,
     }
 
@@ -138,7 +140,7 @@ def _identity(run: Run) -> Row:
         "note": _text(info.get("note")),
         "model": ", ".join(_texts(info.get("model"))) or None,
         "host": _text(info.get("host")),
-        "world": info["world"] if isinstance(info.get("world"), int) else 1,
+        "world": world_of(info),
         "git_commit": _text(info.get("git_commit")),
         "layerwatch": _text(versions.get("layerwatch")),
         "config": json.dumps(plain(flat(config))),

@@ -3,6 +3,7 @@ refuse. The scan says what it could not read, and reads the rest."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 
 from layerwatch.cli import main
+from layerwatch.monitor.description import write_json
+from layerwatch.monitor.fleet import scan_and_keep, scan_run
 from layerwatch.monitor.fleet.scanning import scan
 from layerwatch.monitor.fleet.table import TABLE, read_table
+from layerwatch.monitor.store import Store
 from tests.monitor.made_logs import make_run
 from tests.object_server import CREDENTIALS, ObjectServer
 
@@ -106,6 +110,83 @@ def test_odd_names_links_and_pipes_neither_loop_nor_hang(
     assert set(rows) == {"good", "two\nlines", "piped", "pipe"}
     assert rows["good"]["error"] is None
     assert rows["piped"]["steps"] == rows["two\nlines"]["steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [
+        ({"owner": "\ud800"}, "surrogates"),
+        ({"tensors": [{"tensor": "a", "elements": 10**30}]}, "too large"),
+        ({"world": 2**40}, None),  # nor are so many processes looked for
+        ({"world": "many"}, None),
+    ],
+)
+def test_a_run_that_no_table_can_hold_takes_no_other_along(
+    tmp_path: Path, told: dict[str, Any], error: str | None
+) -> None:
+    for name in ("good", "odd"):
+        make_run(tmp_path / name)
+    info = json.loads((tmp_path / "odd" / "run.json").read_text())
+    del info["checksum"]
+    write_json(tmp_path / "odd" / "run.json", info | told)
+    rows = {row["run"]: row for row in scan_and_keep(tmp_path).rows}
+    assert rows["good"]["health"] == "healthy"
+    assert rows["odd"]["error"] is None if error is None else error in rows["odd"]["error"]
+    assert rows["odd"]["world"] == (1 if error is None else None)
+    assert len(scan_run(tmp_path / "odd")) == 1
+    assert len(read_table(tmp_path / TABLE).rows) == 2
+
+
+def test_names_that_are_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "good")
+    for name in (b"odd\xff", b"odd\xfe"):
+        os.rename(make_run(tmp_path / "odd"), os.fsencode(tmp_path) + b"/" + name)
+    for _ in range(2):
+        code, rows, err = scanned(tmp_path, capsys)
+        assert (code, err, set(rows)) == (0, "", {"good", "odd\\udcff", "odd\\udcfe"})
+        assert rows["good"]["steps"] == 5
+        assert all(row["error"] or row["notes"] for name, row in rows.items() if name != "good")
+
+
+def test_a_folder_that_cannot_be_listed_leaves_the_table_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share that is not there for a moment, and a folder that others keep to themselves."""
+    for name in ("a", "b/c"):
+        make_run(tmp_path / name)
+    scan_and_keep(tmp_path)
+    list_folder, trouble = os.scandir, dict[str, OSError]()
+
+    def scandir(path: Any) -> Any:
+        if error := trouble.get(os.path.basename(path)):
+            error.filename = path
+            raise error
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for name, kind in (("b", OSError), (tmp_path.name, OSError), (tmp_path.name, PermissionError)):
+        trouble = {name: kind(errno.EIO, "it does not answer")}
+        with pytest.raises(OSError, match="it does not answer"):
+            scan_and_keep(tmp_path)
+        assert len(read_table(tmp_path / TABLE).rows) == 2
+    trouble = {"b": PermissionError(errno.EACCES, "not for you")}
+    assert [row["run"] for row in scan_and_keep(tmp_path).rows] == ["a"]
+
+
+def test_what_a_scan_leaves_in_a_root_that_is_a_run_is_no_sign_of_life(tmp_path: Path) -> None:
+    make_run(tmp_path, close=False, host="elsewhere")
+    for file in tmp_path.rglob("*"):
+        os.utime(file, (1.7e9, 1.7e9))
+    for _ in range(2):
+        [row] = scan_and_keep(tmp_path).rows
+        assert (row["wrote"], row["live"]) == (1.7e9, False)
+
+
+def test_what_cannot_be_put_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "taken" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="taken"):
+        Store(tmp_path).put("taken", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 # Object stores ----------------------------------------------------------------------------------------------
