@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,8 @@ import psutil
 from .container import Limits
 
 Numbers = dict[str, float]
+#: Where Linux tells of disks and of network cards.
+BLOCKS, CARDS = Path("/sys/block"), Path("/sys/class/net")
 #: What one second brought of a counter: the counter's name, its value -> the rate, None for the first time.
 Rate = Callable[[str, float], float | None]
 
@@ -30,14 +32,15 @@ class Machine:
 
     def __init__(self, folder: Path, nvml: ModuleType | None = None) -> None:
         self._folder, self._limits = folder, Limits()
-        self._process = psutil.Process()
         self._gpus = Gpus(nvml) if nvml is not None else None
         self._before: dict[str, tuple[float, float]] = {}  # of a counter: when it was read, and its value
 
     def read(self) -> Numbers:
         """Name, without the `system/` in front of it -> number."""
         found: Numbers = {}
-        for read in (self._cpu, self._memory, self._disk, self._traffic, self._gpu):
+        for read in (
+            self._own_cpu, self._own_memory, self._cpu, self._memory, self._disk, self._traffic, self._gpu,
+        ):  # fmt: skip
             with contextlib.suppress(Exception):  # a system that does not tell it, a folder that has gone
                 found.update(read())
         return found
@@ -59,39 +62,58 @@ class Machine:
         rates = {name: self._rate(name, value) for name, value in counters.items()}
         return {name: rate / unit for name, rate in rates.items() if rate is not None}
 
+    def _own_cpu(self) -> Numbers:
+        return self._rates({"cpu_process": time.process_time()}, 0.01)
+
+    def _own_memory(self) -> Numbers:
+        return {"memory_process": psutil.Process().memory_info().rss / 1e9}
+
     def _cpu(self) -> Numbers:
-        found = self._rates({"cpu_process": time.process_time()}, 0.01)
         if self._limits.cores is not None:
-            return found | self._rates({"cpu": self._limits.cpu_seconds()}, 0.01 * self._limits.cores)
+            return self._rates({"cpu": self._limits.cpu_seconds()}, 0.01 * self._limits.cores)
         times = psutil.cpu_times()
         idle = times.idle + getattr(times, "iowait", 0.0)
         every = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         idling, passing = self._rate("idle", idle), self._rate("all", every)
-        if idling is not None and passing:
-            found["cpu"] = 100 * min(max(0.0, 1 - idling / passing), 1.0)
-        return found
+        if idling is None or not passing:
+            return {}
+        return {"cpu": 100 * min(max(0.0, 1 - idling / passing), 1.0)}
 
     def _memory(self) -> Numbers:
-        found = {"memory_process": self._process.memory_info().rss / 1e9}
         machine, limit = psutil.virtual_memory(), self._limits.bytes
         if limit is not None and limit < machine.total:
-            return found | {"memory": 100 * self._limits.memory_used() / limit}
-        return found | {"memory": float(machine.percent)}
+            return {"memory": 100 * self._limits.memory_used() / limit}
+        return {"memory": float(machine.percent)}
 
     def _disk(self) -> Numbers:
         return {"disk_free": psutil.disk_usage(os.fspath(self._folder)).free / 1e9}
 
     def _traffic(self) -> Numbers:
+        disks = devices(psutil.disk_io_counters(perdisk=True) or {}, BLOCKS)
+        cards = devices(psutil.net_io_counters(pernic=True), CARDS)
         counters: Numbers = {}
-        if disks := psutil.disk_io_counters():
-            counters |= {"disk_read": disks.read_bytes, "disk_write": disks.write_bytes}
-        cards = [card for name, card in psutil.net_io_counters(pernic=True).items() if name != "lo"]
-        counters["network_in"] = sum(card.bytes_recv for card in cards)
-        counters["network_out"] = sum(card.bytes_sent for card in cards)
+        if disks:
+            counters["disk_read"] = sum(disk.read_bytes for disk in disks)
+            counters["disk_write"] = sum(disk.write_bytes for disk in disks)
+        if cards:
+            counters["network_in"] = sum(card.bytes_recv for card in cards)
+            counters["network_out"] = sum(card.bytes_sent for card in cards)
         return self._rates(counters, 1e6)
 
     def _gpu(self) -> Numbers:
         return self._gpus.read() if self._gpus is not None else {}
+
+
+def devices(counters: Mapping[str, Any], folder: Path) -> list[Any]:
+    """Of the counters by name those of devices: partitions, encrypted disks, RAIDs, bridges and bonds count
+    again what goes through the devices below them. All but loopback where none is known to be one, as in
+    containers.
+
+    Args:
+        folder: where Linux tells what a name stands for.
+    """
+    real = [counter for name, counter in counters.items() if (folder / name / "device").exists()]
+    return real or [counter for name, counter in counters.items() if name != "lo"]
 
 
 class Gpus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import threading
@@ -53,7 +54,8 @@ class Sampler:
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        with contextlib.suppress(RuntimeError):  # no more threads may be had
+            self._thread.start()
 
     def take(self) -> Iterator[tuple[float, Numbers]]:
         """Everything that was read since, oldest first."""
@@ -86,17 +88,21 @@ def sampler_of(folder: Path, here: World) -> tuple[Sampler | None, str | None]:
     host = _host(here)
     if host is None:
         return None, None
-    try:
-        from .machine import Machine
-    except ImportError as error:
-        return None, f"system metrics are not sampled: they need psutil (pip install psutil): {error}"
     nvml = note = None
     if torch.version.cuda is not None:
         try:
             nvml = importlib.import_module("pynvml")
         except ImportError:
             note = "GPUs are not sampled: that needs NVML (pip install nvidia-ml-py)"
-    return Sampler(Machine(folder, nvml), SYSTEM + (f"host{host}/" if host else "")), note
+    try:
+        from .machine import Machine
+
+        machine = Machine(folder, nvml)
+    except ImportError as error:
+        return None, f"system metrics are not sampled: they need psutil (pip install psutil): {error}"
+    except Exception as error:  # a system that hides itself from its processes is no reason not to train
+        return None, f"system metrics are not sampled: {error!r}"
+    return Sampler(machine, SYSTEM + (f"host{host}/" if host else "")), note
 
 
 def _host(here: World) -> int | None:

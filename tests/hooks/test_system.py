@@ -200,17 +200,17 @@ def test_what_a_system_does_not_tell_is_left_out(tmp_path: Path, monkeypatch: py
         raise PermissionError("/proc is not mounted")
 
     monkeypatch.setattr(psutil, "cpu_times", denied)
-    monkeypatch.setattr(psutil, "disk_io_counters", lambda: None)
+    monkeypatch.setattr(psutil, "disk_io_counters", lambda **_: None)
     machine = Machine(tmp_path / "gone")
     machine.read()
     time.sleep(0.01)
     found = machine.read()
-    assert set(found) == {"memory", "memory_process", "network_in", "network_out"}
+    assert set(found) == {"memory", "memory_process", "cpu_process", "network_in", "network_out"}
 
 
 def test_a_counter_that_was_set_back_has_no_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = iter([10e6, 4e6, 6e6])
-    disks = lambda: SimpleNamespace(read_bytes=next(read), write_bytes=0)  # noqa: E731
+    disks = lambda **_: {"sda": SimpleNamespace(read_bytes=next(read), write_bytes=0)}  # noqa: E731
     monkeypatch.setattr(psutil, "disk_io_counters", disks)
     clock = iter(float(second) for second in range(1000))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
@@ -219,6 +219,72 @@ def test_a_counter_that_was_set_back_has_no_rate(tmp_path: Path, monkeypatch: py
     assert found[:2] == [None, None]
     assert found[2] is not None
     assert 0 < found[2] <= 2  # megabytes a second
+
+
+def test_what_goes_through_a_raid_or_a_bridge_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two disks with a partition below a RAID below encryption; a card with a bridge and a bond."""
+    for device in ("disks/sda", "disks/sdb", "cards/eth0"):
+        (tmp_path / device / "device").mkdir(parents=True)
+    monkeypatch.setattr("layerwatch.hooks.machine.BLOCKS", tmp_path / "disks")
+    monkeypatch.setattr("layerwatch.hooks.machine.CARDS", tmp_path / "cards")
+    second = iter(range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(second)))
+    read = iter([0, 3e6, 3e6])
+
+    def disks(**_: Any) -> dict[str, Any]:
+        half = next(read) / 2
+        sizes = {"sda": half, "sda1": half, "sdb": half, "md0": 2 * half, "dm-0": 2 * half, "loop0": 5.0}
+        return {name: SimpleNamespace(read_bytes=size, write_bytes=0) for name, size in sizes.items()}
+
+    def cards(**_: Any) -> dict[str, Any]:
+        return {
+            name: SimpleNamespace(bytes_recv=9e6, bytes_sent=0) for name in ("lo", "eth0", "bond0", "br0")
+        }
+
+    monkeypatch.setattr(psutil, "disk_io_counters", disks)
+    monkeypatch.setattr(psutil, "net_io_counters", cards)
+    machine = Machine(tmp_path)
+    machine._traffic()
+    then = machine._before["disk_read"][0]
+    found = machine._traffic()
+    assert found["disk_read"] * (machine._before["disk_read"][0] - then) == 3.0  # megabytes
+    assert machine._before["network_in"][1] == 9e6
+    monkeypatch.setattr("layerwatch.hooks.machine.CARDS", tmp_path / "none")  # a container
+    assert machine._traffic()["network_in"] > 0
+    assert machine._before["network_in"][1] == 27e6
+
+
+def test_a_system_that_hides_itself_is_no_reason_not_to_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hidden(*_: Any, **__: Any) -> Any:
+        raise PermissionError("not for you")
+
+    model = mlp()
+    monkeypatch.setattr(psutil, "Process", hidden)
+    assert "memory" in Machine(tmp_path).read()
+    monkeypatch.setattr(Limits, "__init__", hidden)
+    run = watched_training(tmp_path / "run", model, torch.optim.SGD(model.parameters(), 0.1))
+    assert "system metrics are not sampled: PermissionError('not for you')" in run.info["notes"]
+    assert run.info["closed"]
+
+
+def test_where_no_thread_can_be_had_nothing_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "layerwatch-system":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    model = mlp()
+    run = watched_training(tmp_path / "run", model, torch.optim.SGD(model.parameters(), 0.1))
+    assert run.info["closed"]
 
 
 def test_without_psutil_there_is_one_note_and_no_error(
@@ -495,7 +561,7 @@ def test_shares_are_of_what_the_container_may_use(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     machine = Machine(tmp_path)
     machine._cpu()
-    (mount / "pod" / "cpu.stat").write_text("usage_usec 10000000\n")  # 3 s of processors in 2 s
+    (mount / "pod" / "cpu.stat").write_text("usage_usec 8500000\n")  # 1.5 s of processors in 1 s
     assert machine._cpu()["cpu"] == pytest.approx(100.0)
     assert machine._memory()["memory"] == 50.0
 
