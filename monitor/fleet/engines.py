@@ -6,9 +6,11 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -71,17 +73,45 @@ def processes(
                 died = isinstance(future.exception(), BrokenProcessPool)
 
 
-def _pool(count: int) -> ProcessPoolExecutor:
+@contextlib.contextmanager
+def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")  # a fork would take over locks of Arrow's threads
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=prepare)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
     try:
-        pool.submit(os.getpid).result()
-    except (BrokenProcessPool, OSError, RuntimeError) as error:
+        try:
+            with _deaf():
+                first = [pool.submit(os.getpid) for _ in range(count)]  # each starts one
+            first[0].result()
+        except (BrokenProcessPool, OSError, RuntimeError) as error:
+            raise RunError(
+                f"worker processes cannot be started ({error or type(error).__name__}): {_GUARD}"
+            ) from None
+        yield pool
+    finally:
         pool.shutdown(cancel_futures=True)
-        raise RunError(
-            f"worker processes cannot be started ({error or type(error).__name__}): {_GUARD}"
-        ) from None
-    return pool
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started meanwhile do not hear Ctrl-C, which a terminal sends to all of them: each
+    would print where it was."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which unblocks the signal when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """In a worker process: Ctrl-C ends it, without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    prepare()
 
 
 def _ahead(
@@ -175,10 +205,11 @@ def _client(scheduler: str | None, workers: int | None, most: int) -> Iterator[A
         return
     count = min(workers or os.cpu_count() or 1, most)
     try:
-        cluster = LocalCluster(
-            n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-        )  # fmt: skip
+        with _deaf():
+            cluster = LocalCluster(
+                n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+            )  # fmt: skip
     except (RuntimeError, OSError) as error:
         raise RunError(f"a Dask cluster cannot be started here ({_words(error)}): {_GUARD}") from None
     with cluster, Client(cluster, set_as_default=False) as client:

@@ -144,6 +144,34 @@ def test_a_worker_killed_in_the_middle_costs_nothing(
     assert [row["run"] for row in table.rows if row["error"] or row["health"] != "healthy"] == ["sick"]
 
 
+@pytest.mark.parametrize("engine", ["processes", "dask"])
+def test_ctrl_c_ends_all_processes_without_a_word(tmp_path: Path, checkout: Path, engine: str) -> None:
+    make_fleet(tmp_path / "runs")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "layerwatch", "scan", "runs", "--engine", engine, "--workers", "2"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    family = psutil.Process(process.pid)
+    try:
+        workers: list[psutil.Process] = []
+        while len(workers) < 2:  # they have begun, and import what they need
+            assert process.poll() is None
+            time.sleep(0.05)
+            workers = [
+                child for child in family.children(recursive=True) if "spawn_main" in str(child.cmdline())
+            ]
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, *said) == (130, "", "")
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert not list((tmp_path / "runs").glob("*.parquet"))
+
+
 def test_a_scheduler_that_is_not_there_is_named_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path / "a")
     monkeypatch.setattr(engines, "CONNECT_SECONDS", 1.0)
