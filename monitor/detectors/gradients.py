@@ -279,9 +279,10 @@ def stale_gradients(history: History) -> Finding | None:
     For a classifier: the gradient of the output's bias is a mean of prediction - label and cannot leave [-1,
     1]. It starts inside and is outside in at least a tenth of the captures. For any model captured every few
     steps: the gradient norm grows threefold within the first 20 steps, and from capture to capture gradients
-    hardly change: the mean of the typical matrix's gradient has an autocorrelation above 0.5. Told apart: a
-    sum-reduced loss is outside from the start; gradients of fresh batches are noise from step to step, and
-    those of a full batch do not grow while the loss falls.
+    hardly change: the mean of the typical matrix's gradient, relative to its norm, has an autocorrelation
+    above 0.5. (That of the mean itself would be decided by the few largest gradients of a training that
+    diverges.) Told apart: a sum-reduced loss is outside from the start; gradients of fresh batches are noise
+    from step to step, and those of a full batch do not grow while the loss falls.
     """
     if history.captures < 5:
         return None
@@ -328,8 +329,8 @@ def _beyond_one_batch(history: History) -> Finding | None:
 
 
 def piling(history: History) -> tuple[float, float] | None:
-    """How gradients grow within the first steps, and the autocorrelation of their means over the captures,
-    when both are those of gradients that are not reset.
+    """How gradients grow within the first steps, and the autocorrelation of their means over their norms from
+    capture to capture, when both are those of gradients that are not reset.
     """
     if history.slack > PILING_STEPS // 2 or history.captures < 12 or history.steps[0] > 1:
         return None
@@ -340,7 +341,8 @@ def piling(history: History) -> tuple[float, float] | None:
     growth = float(early.max() / early[0]) if 0 < early[0] < np.inf else 0.0
     if not growth > PILED:
         return None
-    likeness = nanmedian(_autocorrelation(means))
+    with np.errstate(all="ignore"):
+        likeness = nanmedian(_autocorrelation(means / norms))
     return (growth, likeness) if likeness > REPEATING else None
 
 

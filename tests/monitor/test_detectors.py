@@ -360,6 +360,21 @@ def test_gradients_that_repeat_themselves_are_stale_without_a_softmax() -> None:
     assert float(finding.evidence["autocorrelation"]) > 0.5
 
 
+def test_gradients_of_fresh_batches_that_explode_are_not_stale() -> None:
+    """The few largest values have an autocorrelation of their own."""
+    made = Made(every=5)
+    rng = np.random.default_rng(3)
+    for name, row in made.rows["gradient"].items():
+        row["norm"] = 0.5 * np.minimum(1 + made.steps, 12.0)
+        row["norm"][-8:] *= 1e4
+        row["mean"] = (1 + 0.3 * rng.standard_normal(made.steps.size)) * row["norm"]
+        row["std"] = row["rms"] = row["norm"] / made.rows["gradient"][name]["count"] ** 0.5
+    made.loss = made.loss[::-1].copy()
+    found = alarms(made)
+    assert found
+    assert "stale_gradients" not in [finding.problem for finding in found]
+
+
 def test_training_targets_much_noisier_than_validation_are_a_data_fault() -> None:
     made = Made()
     made.loss = 1.7 + 0.6 * np.exp(-made.all / 30)
