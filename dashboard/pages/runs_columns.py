@@ -94,7 +94,7 @@ def column_defs(
         "cellClass": "star-cell",
     }
     run = {"field": "run", "headerName": "Run", "cellRenderer": "RunLink", "flex": 2}
-    run["minWidth"] = 120 if style.narrow else 160
+    run["minWidth"] = 98 if style.narrow else 160
     own = [{"field": key, "headerName": word, **LOOKS[key]} for key, word in COLUMNS.items()]
     names = dict.fromkeys([*settings, *configured(shown)])
     more = [
@@ -105,6 +105,8 @@ def column_defs(
     for definition in (run, *own, *more):
         field = definition["field"]
         definition["hide"] = field != "run" and field not in shown
+        if style.narrow and "width" in definition:
+            definition["width"] -= 8  # so is the padding of its cells
         if field in order:
             definition |= {"sort": order[field], "sortIndex": list(order).index(field)}
     return [star, run, *own, *more]
