@@ -35,6 +35,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -100,16 +101,23 @@ AFTER = r"""([what, id, value]) => new Promise((done) => {
   if (what === "go") window.layerwatch.go(id);
   else window.dash_clientside.set_props(id, { value });
 })"""
+#: Resolves when rows of a table of runs are on screen, and when the page answers: milliseconds of both.
 ROWS = """() => new Promise((done) => {
-  const look = () => document.querySelector(".ag-row .run-link")
-    ? requestAnimationFrame(() => done(performance.now())) : requestAnimationFrame(look);
+  const tables = ".first-table, .ag-row, .fleet-table";
+  const rows = () => document.querySelector(`:is(${tables}) .run-link`);
+  const stands = () => rows() && !document.getElementById("first");
+  let first = null;
+  const look = () => {
+    if (first === null && rows()) return requestAnimationFrame(() => { first = performance.now(); look(); });
+    if (first !== null && stands()) return requestAnimationFrame(() => done([first, performance.now()]));
+    requestAnimationFrame(look);
+  };
   look();
 })"""
 
 
 FLEET = 5000
 PROBLEMS = ["nonfinite", "dead_units", "vanishing_gradients", "overfitting", "exploding_gradients"]
-FLEET_ROWS = ROWS.replace(".ag-row .run-link", ".fleet-table .run-link")
 #: Sets the filter of the Fleet page; resolves when another table is drawn.
 NARROWED = """(text) => new Promise((done) => {
   const old = document.querySelector(".fleet-table"), began = performance.now();
@@ -321,7 +329,7 @@ def program() -> str | None:
     return named or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-def opened(context: BrowserContext, url: str, until: str = OPENED) -> tuple[Page, float, Wire]:
+def opened(context: BrowserContext, url: str, until: str = OPENED) -> tuple[Page, Any, Wire]:
     page = context.new_page()
     page.set_default_timeout(60_000)
     wire = Wire(page)
@@ -329,7 +337,7 @@ def opened(context: BrowserContext, url: str, until: str = OPENED) -> tuple[Page
     return page, page.evaluate(until), wire
 
 
-def cold(browser: Browser, url: str, report: Report, until: str = OPENED) -> tuple[list[float], list[float]]:
+def cold(browser: Browser, url: str, report: Report, until: str = OPENED) -> tuple[list[Any], list[float]]:
     """First visits: milliseconds and megabytes."""
     taken, sent = [], []
     for _ in range(min(report.repeats, 3)):
@@ -497,16 +505,24 @@ def long(playwright: Playwright, folder: Path, given: Path | None, report: Repor
         report.line("    at most", [most], "MB")
 
 
+def tables(playwright: Playwright, browser: Browser, url: str, report: Report) -> None:
+    """First rows of a table of runs, and when its page answers."""
+    new = cold(browser, url, report, ROWS)[0]
+    report.line(f"first rows of {urlsplit(url).path or '/'}, a new server and browser", [new[0][0]])
+    report.line("    a new browser", [first for first, _ in new[1:]] or [new[0][0]])
+    with profile(playwright, url, ROWS) as context:
+        warm = [opened(context, url, ROWS)[1] for _ in range(report.repeats)]
+    report.line("    warm", [first for first, _ in warm], "ms", 500)
+    report.line("    the page answers, a new browser", [answers for _, answers in new[1:]] or [new[0][1]])
+    report.line("    the page answers, warm", [answers for _, answers in warm])
+
+
 def many(playwright: Playwright, browser: Browser, folder: Path, report: Report) -> None:
     """500 runs in the table."""
     root = once(folder / "many", make_many)
     report.title("500 small runs in the table")
     with dashboard(root) as (address, pid):
-        _, first, _ = opened(browser.new_context(), address, ROWS)
-        report.line("first rows, a new server and browser", [first])
-        with profile(playwright, address, ROWS) as context:
-            taken = [opened(context, address, ROWS)[1] for _ in range(report.repeats)]
-        report.line("first rows, warm", taken, "ms", 500)
+        tables(playwright, browser, address, report)
         report.line("server memory", [memory(pid)[0]], "MB")
 
 
@@ -555,15 +571,10 @@ def fleet(playwright: Playwright, browser: Browser, folder: Path, report: Report
     table = once(folder / "fleet", make_table) / "scan.parquet"
     report.title(f"{FLEET:,} runs of a scan table; the load of the machine was {os.getloadavg()[0]:.1f}")
     with dashboard(table) as (address, pid):
-        for path, rows in (("/", ROWS), ("/fleet", FLEET_ROWS)):
-            taken = cold(browser, address + path, report, rows)[0]
-            report.line(f"first rows of {path}, a new server and browser", taken[:1])
-            report.line("    a new browser", taken[1:])
-            with profile(playwright, address + path, rows) as context:
-                taken = [opened(context, address + path, rows)[1] for _ in range(report.repeats)]
-                report.line("    warm", taken, "ms", 500)
+        for path in ("/", "/fleet"):
+            tables(playwright, browser, address + path, report)
         context = browser.new_context(viewport={"width": 1440, "height": 900})
-        page, *_ = opened(context, f"{address}/fleet", FLEET_ROWS)
+        page, *_ = opened(context, f"{address}/fleet", ROWS)
         taken = [
             page.evaluate(NARROWED, text) for text in ("owner:ana", "lr>0.01", "tag:baseline health:critical")
         ]

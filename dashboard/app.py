@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from flask import request
 from werkzeug.routing import PathConverter
 
 from . import downloads, live, names, visible
+from .first import first_page
 from .opening import Opened, Opener, address
 from .pages import PAGES
 from .prefix import below, prefix_of
@@ -36,6 +38,7 @@ class _Page(Dash):
     """Dash with our HTML: a language, and the theme of the last visit before the first paint."""
 
     together: dict[str, str]  # our scripts and styles, see `static`
+    first: Callable[[], str]  # the page that asks as plain HTML, see `first`
 
     def interpolate_index(self, **parts: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         theme = screen_of_browser()["theme"]
@@ -54,13 +57,14 @@ class _Page(Dash):
         head = f"{icon}{parts['metas']}<title>{parts['title']}</title>{css}{early}"
         # The grid is a quarter of all scripts, and only the Runs page has one.
         grid = "" if runs else r'<script src="[^"]*/dash_ag_grid/[^"]*"></script>'
-        script = f'<script src="{ours["js"]}"></script>'
-        scripts = parts["config"] + re.sub(grid, "", alone(parts["scripts"])) + script + parts["renderer"]
+        script = f'<script src="{ours["js"]}"></script>'  # before Dash's, which take a while
+        scripts = parts["config"] + script + re.sub(grid, "", alone(parts["scripts"])) + parts["renderer"]
+        body = parts["app_entry"] + self.first()
         return f"""<!DOCTYPE html>
 <html lang="en" data-mantine-color-scheme="{theme}">
 <head><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="{theme}">{head}</head>
-<body data-ag-theme-mode="{theme}">{parts["app_entry"]}<footer>{scripts}</footer></body></html>"""
+<body data-ag-theme-mode="{theme}">{body}<footer>{scripts}</footer></body></html>"""
 
 
 def create_app(
@@ -95,6 +99,7 @@ def create_app(
     opener = Opener(library, sent)
     app.layout = lambda: shell(url := address(), opener.open(url, screen_of_browser()) if url else ())
     app.together = together(app.server, ASSETS)
+    app.first = lambda: first_page(library, opener)
     app.server.extensions["layerwatch"] = library
     app.server.url_map.converters["name"] = _Name
     app.server.add_url_rule("/run/<name:path>", "run", lambda path: app.index())

@@ -76,6 +76,10 @@ class Root:
                 raise self._fault
             return Opening(self._names, self._open)
 
+    def at_hand(self) -> bool:
+        """Whether all runs can be listed without waiting: they are in a scan table, or known and near."""
+        return self.table.table is not None or (self._patience == 1 and bool(self._names))
+
     def broken(self) -> dict[str, str]:
         """Name -> what is wrong, for folders that look like a run and cannot be read."""
         self.runs()

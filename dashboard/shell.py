@@ -68,6 +68,18 @@ def shell(url: dict[str, Any] | None = None, opened: Sequence[Any] = ()) -> dmc.
         dcc.Store(id="clicked"),
         dcc.Store(id="retry"),  # counts the wishes to draw again what failed
     ]
+    theme: Any = {
+        "primaryColor": "indigo",
+        "fontFamily": FONT,
+        "defaultRadius": "sm",
+        "colors": {"dark": GREYS},
+    }
+    inside = [*stores, frame(nav, title, body)]
+    return dmc.MantineProvider(inside, id="mantine", theme=theme, forceColorScheme=screen["theme"])
+
+
+def frame(nav: Any, title: Any, body: Any) -> html.Div:
+    """Navigation, title, tools and the body of a page, in their places."""
     tools = html.Div(
         [
             html.Button(
@@ -90,7 +102,7 @@ def shell(url: dict[str, Any] | None = None, opened: Sequence[Any] = ()) -> dmc.
         ],
         className="head-tools",
     )
-    frame = html.Div(
+    return html.Div(
         [
             html.A("Skip to the content", href="#body", className="skip"),
             html.Nav(nav, id="nav", className="nav", **aria("Pages")),  # pyright: ignore[reportArgumentType]
@@ -105,13 +117,6 @@ def shell(url: dict[str, Any] | None = None, opened: Sequence[Any] = ()) -> dmc.
         ],
         className="shell",
     )
-    theme: Any = {
-        "primaryColor": "indigo",
-        "fontFamily": FONT,
-        "defaultRadius": "sm",
-        "colors": {"dark": GREYS},
-    }
-    return dmc.MantineProvider([*stores, frame], id="mantine", theme=theme, forceColorScheme=screen["theme"])
 
 
 def _brand() -> html.Div:

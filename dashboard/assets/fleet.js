@@ -194,6 +194,7 @@
     more.classList.toggle("hidden", data.rows.length >= data.fits);
     more.textContent = `Show more: ${data.rows.length.toLocaleString("en")} of ${data.fits.toLocaleString("en")}`;
   }
+  layerwatch.firstFleet = draw;
   setInterval(() => {
     if (document.hidden) return;
     for (const element of document.querySelectorAll("[data-moment]")) tick(element);

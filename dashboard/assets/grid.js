@@ -2,7 +2,16 @@
 (() => {
   const functions = (window.dashAgGridFunctions = window.dashAgGridFunctions || {});
   const components = (window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {});
-  const element = (...parts) => React.createElement(...parts);
+  // Cells are React's, and plain elements as long as React is not there: see first.js.
+  const element = (...parts) => (window.React ? React.createElement(...parts) : plain(...parts));
+  function plain(tag, props, ...children) {
+    const { className, style, key: _, ...attributes } = props ?? {};
+    const made = Object.assign(document.createElement(tag), className ? { className } : {});
+    Object.assign(made.style, style);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.append(...children.filter((child) => child || child === 0));
+    return made;
+  }
   const MOST = 8, REMEMBERED = "layerwatch_pins";
 
   functions.layerwatchGridTheme = (theme) =>
@@ -10,7 +19,7 @@
       fontFamily: "inherit",
       fontSize: 13,
       headerFontWeight: 600,
-      cellHorizontalPadding: 10,
+      cellHorizontalPadding: layerwatch.screen.narrow ? 6 : 10,
       backgroundColor: "var(--card)",
       foregroundColor: "var(--text)",
       headerBackgroundColor: "var(--card)",
@@ -102,7 +111,8 @@
     if (String(field(key)) !== value) window.dash_clientside.set_props({ state: key }, { value });
   };
   const split = (text) => String(text).split(",").filter(Boolean).map(decodeURIComponent);
-  const pins = () => new Set(split(field("pins")));
+  const remembered = () => localStorage.getItem(REMEMBERED) ?? "";
+  const pins = () => new Set(split(window.React ? field("pins") : remembered()));
 
   function pin(run) {
     const now = pins();
@@ -187,7 +197,7 @@
     } catch {
       write("where", ""); // a link that somebody has edited
     }
-    if (!field("pins")) write("pins", localStorage.getItem(REMEMBERED) ?? "");
+    if (!field("pins")) write("pins", remembered());
     count();
   }
 
@@ -212,6 +222,26 @@
   setInterval(() => {
     if (!document.hidden && grid && !grid.isDestroyed()) grid.refreshCells({ columns: ["updated"], force: true });
   }, 30000);
+
+  // The first rows, before the grid is there: a table that looks like it.
+  layerwatch.firstRuns = ({ columns, rows, height }, { runs }) => {
+    const box = document.getElementById("first-grid");
+    const fits = runs && new Set(runs), pinned = pins();
+    const shown = rows.filter(({ run }) => !fits || fits.has(run)).sort((a, b) => pinned.has(b.run) - pinned.has(a.run));
+    const ticks = { colId: "ticks", width: 40 };
+    const all = [ticks, ...columns];
+    const cell = (column, data) => {
+      const value = data[column.field];
+      const inside = column.cellRenderer ? components[column.cellRenderer]({ data }) : data.texts[column.field] ?? functions.layerwatchSetting(value);
+      const className = [column.cellClass, column.type && "figure"].filter(Boolean).join(" ");
+      return element("td", { className }, column === ticks ? element("i", null) : inside);
+    };
+    const cols = all.map(({ width }) => element("col", { style: width ? { width: `${width}px` } : {} }));
+    const heads = all.map(({ headerName, headerClass, type }) => element("th", { className: type ? "figure" : "" }, headerClass || !headerName ? "" : headerName));
+    const body = element("tbody", null, ...shown.map((data) => element("tr", null, ...all.map((column) => cell(column, data)))));
+    box.append(element("table", { className: "first-table" }, element("colgroup", null, ...cols), element("thead", null, element("tr", null, ...heads)), body));
+    if (height) box.style.height = height;
+  };
 
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.runs = {

@@ -61,6 +61,11 @@ def server(runs_root: Path) -> Iterator[str]:
     stop(process)
 
 
+def stands(page: Page) -> None:
+    """Wait until what the server has drawn of a page has made room for the page itself."""
+    page.locator("#first").wait_for(state="detached")
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     program = (
@@ -95,6 +100,7 @@ def open_page(browser: Browser, server: str) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: wrong.append(f"page error: {error}"))
         page.on("request", asked)
         page.goto(path if path.startswith("http") else server + path)
+        stands(page)
         return page
 
     yield open_path

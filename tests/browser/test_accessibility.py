@@ -8,6 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
+from tests.browser.conftest import stands
 from tests.browser.reading import until
 
 PAGES = [
@@ -28,6 +29,7 @@ SCREENS = {"wide": (1440, ("light", "dark")), "phone": (390, ("light",))}
 
 def settled(page: Page) -> None:
     """The page is open, its plots are drawn or say why not, nothing is being judged."""
+    stands(page)
     page.locator("h1").wait_for()
     until(lambda: page.locator(".plot-frame.waiting:visible").count() == 0, "all plots", 60)
     until(lambda: page.locator(".badge.checking").count() == 0, "all judgements", 60)

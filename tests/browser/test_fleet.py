@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from layerwatch.monitor.fleet import TABLE, ScanTable, scan, write_table
-from tests.browser.conftest import SERVE, start, stop
+from tests.browser.conftest import SERVE, stands, start, stop
 from tests.browser.reading import address, until
 
 RUNS = ("healthy", "vanishing", "nested/blow-up", "finetune")
@@ -50,6 +50,7 @@ def open_lab(lab: str, browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
         page.on("request", lambda asked: None if asked.url.startswith(lab) else wrong.append(asked.url))
         page.goto(lab + path)
+        stands(page)
         return page
 
     expect.set_options(timeout=30_000)

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import SERVE, start, stop
+from tests.browser.conftest import SERVE, stands, start, stop
 from tests.browser.reading import address, layout, traces, until
 
 Open = Callable[..., Page]
@@ -79,6 +79,7 @@ def open_sweep(sweep: str, browser: Browser) -> Iterator[Open]:
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
         page.goto(sweep + path)
+        stands(page)
         return page
 
     yield open_path
