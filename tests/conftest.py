@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before numpy and torch are imported: two threads on a loaded two-core machine are slower than one,
 # and sums that are split differently differ in their last bit.
@@ -30,6 +31,23 @@ log.SLOW_SECONDS = math.inf  # a stall of this disk costs no test a capture; tes
 
 settings.register_profile("layerwatch", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("layerwatch")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, but all that needs a browser is one file and comes first: two browsers on two cores
+    keep each other waiting, and what takes longest must not begin last."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope = super()._split_scope(nodeid)
+            return "tests/browser" if scope.startswith("tests/browser/") else scope
+
+    config.option.loadscopereorder = False  # files of few tests would come last: they take longest
+    return ByFile(config, log)
 
 
 def pytest_sessionfinish() -> None:
