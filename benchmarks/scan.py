@@ -32,16 +32,17 @@ from layerwatch.monitor.description import write_json
 ROOT = Path(__file__).resolve().parents[1]
 KINDS, TENSORS, MODULES, CAPTURES = 8, 24, 8, 40
 SIZES = [(24, 40), (100, 200), (300, 300), (1000, 1000)]
+LIVE = SIZES[:3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 READ = """
 import json, sys, time
 from layerwatch.monitor.fleet import scan_run
 scan_run(sys.argv[2])
-began = time.perf_counter()
+began, used = time.perf_counter(), time.process_time()
 row = scan_run(sys.argv[1]).to_pylist()[0]
-took = time.perf_counter() - began
+took, used = time.perf_counter() - began, time.process_time() - used
 (peak,) = [l.split()[1] for l in open("/proc/self/status") if l.startswith("VmHWM")]
-print(json.dumps([took, int(peak) / 1024, row["bytes"], row["health"], row["error"]]))
+print(json.dumps([took, used, int(peak) / 1024, row["bytes"], row["health"], row["error"]]))
 """
 
 
@@ -117,20 +118,22 @@ def sizes(folder: Path) -> None:
     """One run of each size."""
     warm = make_runs(folder, 1)
     print("\none run: tensors x captures (5 kinds of rows), reading and judging it, in a fresh process")
-    for tensors, captures in SIZES:
-        run = folder / f"size-{tensors}-{captures}"
+    print("live: a part of it in write-ahead files; in brackets seconds of a processor")
+    for (tensors, captures), live in [(size, False) for size in SIZES] + [(size, True) for size in LIVE]:
+        run = folder / f"size-{tensors}-{captures}{'-live' * live}"
         if not run.exists():
             part = run.with_name(f"{run.name}.part")
             shutil.rmtree(part, ignore_errors=True)
-            detectors.make(part, tensors, captures, tensors // 5, live=False)
+            detectors.make(part, tensors, captures, tensors // 5, live=live)
             part.rename(run)
         first = next(warm.rglob("run.json")).parent
         done = subprocess.run(
             [sys.executable, "-c", READ, str(run), str(first)], check=True, capture_output=True, text=True,
             env=ENVIRONMENT,
         )  # fmt: skip
-        seconds, peak, size, health, error = json.loads(done.stdout)
-        print(f"  {tensors:5,} x {captures:5,}  {seconds:8.2f} s  {peak:7,.0f} MB at most  "
+        seconds, used, peak, size, health, error = json.loads(done.stdout)
+        print(f"  {tensors:5,} x {captures:5,} {'live' * live:4} {seconds:8.2f} s  ({used:.2f})  "
+              f"{peak:7,.0f} MB at most  "
               f"{size / 1e6:8.1f} MB of log  {health}{error or ''}", flush=True)  # fmt: skip
 
 
