@@ -44,4 +44,4 @@ def alive(pid: Any, since: str | None = None) -> bool:
 def waits() -> int:
     """How often this thread has waited so far for anything but a processor; 0 where that is not counted."""
     thread = getattr(resource, "RUSAGE_THREAD", None)
-    return 0 if thread is None else resource.getrusage(thread).ru_nvcsw
+    return 0 if resource is None or thread is None else resource.getrusage(thread).ru_nvcsw
