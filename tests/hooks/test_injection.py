@@ -6,11 +6,12 @@ Nothing is listed by hand: a first training shows which functions are called bet
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -48,9 +49,9 @@ class Boom(Exception):
     """On purpose."""
 
 
-def place_of(frame: FrameType) -> Place | None:
-    """Which of our functions a frame runs; None for others'."""
-    code = frame.f_code
+@functools.cache  # it is asked of every call of any function
+def place_of(code: CodeType) -> Place | None:
+    """Which of our functions it is; None for others'."""
     path = Path(code.co_filename)
     if path.parent.name not in ("hooks", "monitor") or path.parent.parent.name != "layerwatch":
         return None
@@ -68,7 +69,7 @@ class Spy:
         self.raised = False
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        if event not in ("call", "return") or (place := place_of(frame)) is None:
+        if event not in ("call", "return") or (place := place_of(frame.f_code)) is None:
             return
         self._depth += 1 if event == "call" else -1
         if event == "return":
