@@ -16,6 +16,8 @@ from .settings import ConfigError, Table
 
 #: What one attempt may take, in seconds.
 TIMEOUT = 10.0
+#: Characters of an environment variable: with longer ones a program may not start.
+LONGEST = 30_000
 
 
 class Undelivered(Exception):
@@ -99,7 +101,7 @@ class Command(Channel):
             "STEP": str(first.first_step), "LAYER": first.layers[0] if first.layers else "",
             "LINK": first.link, "OWNER": first.owner, "TAGS": ",".join(first.tags),
         }  # fmt: skip
-        environment = {f"LAYERWATCH_{key}": text.replace("\0", "") for key, text in about.items()}
+        environment = {f"LAYERWATCH_{key}": text[:LONGEST].replace("\0", "") for key, text in about.items()}
         document = json.dumps(message.to_dict(), allow_nan=False).encode()
         run_program(self.command, document, environment, timeout)
         return ""

@@ -126,21 +126,24 @@ def _slack(message: Message) -> dict[str, Any]:
     Slack's own, and would let a run's name call everybody (docs.slack.dev, formatting message text)."""
 
     def section(item: Item) -> dict[str, Any]:
-        head = f"*{_slack_text(item.head)}*\n" if item.head else ""
-        link = f"\n<{_slack_text(item.link).replace('|', '%7C')}|Open in the dashboard>" if item.link else ""
-        text = head + _slack_text(_shorter(item.body, 1500)) + link
+        head = f"*{_slack_text(item.head, 400)}*\n" if item.head else ""
+        url = item.link if len(item.link) < 1000 else ""
+        link = f"\n<{url.replace('&', '&amp;').replace('|', '%7C')}|Open in the dashboard>" if url else ""
+        text = head + _slack_text(item.body, 1500) + link
         return {"type": "section", "text": {"type": "mrkdwn", "text": text, "verbatim": True}}
 
-    title = {"type": "plain_text", "text": _slack_text(cut(message.title, 120)), "emoji": False}
+    title = {"type": "plain_text", "text": _slack_text(message.title, 150), "emoji": False}
     blocks = [{"type": "header", "text": title}, *map(section, message.items)]
     if message.rest:
-        text = {"type": "mrkdwn", "text": _slack_text(cut(message.rest, 1500)), "verbatim": True}
+        text = {"type": "mrkdwn", "text": _slack_text(message.rest, 1500), "verbatim": True}
         blocks.append({"type": "section", "text": text})
-    return {"text": _slack_text(message.title), "blocks": blocks}
+    return {"text": title["text"], "blocks": blocks}
 
 
-def _slack_text(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _slack_text(text: str, most: int) -> str:
+    """Escaped, and of at most so many characters then: else Slack refuses the message with all others."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text if len(text) <= most else re.sub("&[a-z]*$", "", text[: most - 1]) + "…"
 
 
 def _discord(message: Message) -> dict[str, Any]:

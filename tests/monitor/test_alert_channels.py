@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from layerwatch.monitor.alerts.alert import Alert
-from layerwatch.monitor.alerts.channels import Channel, Undelivered
+from layerwatch.monitor.alerts.channels import Channel, Command, Undelivered
 from layerwatch.monitor.alerts.config import config_of
 from layerwatch.monitor.alerts.message import Message
 from tests.alert_servers import PASSWORD, SECRET, HttpServer, MailServer, certificate
@@ -115,6 +115,26 @@ def test_every_form_says_what_and_where_within_its_limits(
         assert got["attachments"][0]["contentType"] == "application/vnd.microsoft.card.adaptive"
         assert (card["type"], card["version"]) == ("AdaptiveCard", "1.4")
         assert len(json.dumps(got)) <= 28_000
+
+
+@pytest.mark.parametrize("others", [0, 1, 30])
+def test_an_odd_alert_is_within_the_limits_and_takes_no_other_along(
+    others: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tags = ("&" * 60, *[f"t{number}" * 10 for number in range(5000)])
+    odd = Alert(
+        run="<" * 300, key="k", problem="nonfinite", severity="critical", summary="&<" * 900, tags=tags,
+        link="https://x.org/" + "%3C" * 800,
+    )  # fmt: skip
+    with HttpServer() as server:
+        webhook(monkeypatch, server.url, "slack").send(Message([odd, *many(others)]))
+    [got] = server.got
+    assert len(got["blocks"][0]["text"]["text"]) <= 150
+    assert all(len(block["text"]["text"]) <= 3000 for block in got["blocks"])
+    assert not any(re.search("&(?!amp;|lt;|gt;)", text) for text in texts(got))
+    told = tmp_path / "told"
+    Command("c", (sys.executable, "-c", f"open({str(told)!r}, 'w')")).send(Message([odd, *many(others)]))
+    assert told.exists()
 
 
 @pytest.mark.parametrize("form", ["json", "slack", "discord", "teams"])
