@@ -136,7 +136,9 @@ def github(checked: Sequence[Checked], fail_on: str | None) -> list[str]:
     alarms = sum(finding.alarm for one in checked for finding in one.findings)
     unread = sum(bool(one.error) for one in checked)
     ranked = sorted(lines, key=lambda line: _KINDS.index(line[2:].partition(" ")[0]))
-    return [*ranked, f"layerwatch: {len(checked)} runs, {alarms} alarms, {unread} runs that cannot be read"]
+    counts = (len(checked), "run"), (alarms, "alarm"), (unread, "run")
+    runs, found, lost = (f"{count} {what}{'s' * (count != 1)}" for count, what in counts)
+    return [*ranked, f"layerwatch: {runs}, {found}, {lost} that cannot be read"]
 
 
 def _kind(finding: Finding, fail_on: str | None) -> str:

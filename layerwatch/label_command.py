@@ -42,7 +42,7 @@ def label(options: argparse.Namespace) -> int:
     elif done:
         _print(done)
     for one in failed:
-        complain("label", f"{one['run']}: {one['reason']}")
+        complain("label", one["reason"])
     return 2 if failed else 0
 
 
