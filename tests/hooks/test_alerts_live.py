@@ -133,7 +133,7 @@ def test_asked_to_end_it_waits_a_moment_only(tmp_path: Path, monkeypatch: pytest
     assert records(tmp_path / "exp1") == [
         "not sent to team (the process was asked to end): critical nonfinite"
     ]
-    watcher.close()
+    watcher._detach()  # this process has other tests to run
 
 
 def test_a_settings_file_above_the_run_is_found(tmp_path: Path, server: HttpServer) -> None:
