@@ -211,6 +211,7 @@ def test_keys_and_the_search_lead_everywhere(open_page: Open, healthy: Run) -> N
     expect(page.locator(".nav-link.active")).to_have_text("Layer")
 
     page.locator("#palette-button").click()
+    expect(page.get_by_role("option", selected=True)).to_be_visible()
     for _ in range(3):
         page.keyboard.press("ArrowDown")
     expect(page.get_by_role("option", selected=True)).to_contain_text("Drift")

@@ -144,6 +144,7 @@ def test_a_live_update_leaves_the_reader_alone(open_page: Open, training: str) -
     box = page.get_by_role("textbox", name="layer", exact=True)
     box.evaluate("box => { box.focus({ preventScroll: true }); box.setSelectionRange(2, 5); }")
     page.evaluate("scrollTo(0, 300)")
+    until(lambda: page.evaluate(READER)["steps"] == [2, 12], "both plots zoomed")
     page.wait_for_timeout(300)
     before = page.evaluate(READER)
     pulse = "() => window.dash_component_api.getLayout('pulse').props.data"
