@@ -244,6 +244,8 @@ def _answer(future: Any) -> Any:
     except Exception as error:
         if _killed(future):
             return "each worker that read it was ended, by too little memory perhaps: give workers more"
+        if future.cancelled():
+            return "the Dask scheduler went away before it was read: the next scan reads it"
         return f"{type(error).__name__}: {error}"
 
 

@@ -50,6 +50,11 @@ def double(item: Any) -> Any:
     return 2 * item if isinstance(item, int) else "done"
 
 
+def slowly(item: Any) -> Any:
+    time.sleep(0.1)
+    return double(item)
+
+
 @pytest.fixture
 def fleet_on_s3(tmp_path: Path, object_server: ObjectServer) -> str:
     make_fleet(tmp_path / "runs")
@@ -142,6 +147,15 @@ def test_a_worker_killed_in_the_middle_costs_nothing(
     assert killed
     assert len(table.rows) == 17
     assert [row["run"] for row in table.rows if row["error"] or row["health"] != "healthy"] == ["sick"]
+
+
+def test_what_a_scheduler_has_dropped_is_told_without_its_own_words(orphans: None) -> None:
+    from distributed import Client
+
+    with local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
+        future: Any = client.submit(slowly, 1, pure=False)
+        future.cancel()
+        assert engines._answer(future).startswith("the Dask scheduler went away before it was read")
 
 
 @pytest.mark.parametrize("engine", ["processes", "dask"])
