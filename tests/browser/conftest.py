@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -42,15 +43,10 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
-@pytest.fixture(scope="session")
-def runs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_runs(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="session")
-def server(runs_root: Path) -> Iterator[str]:
-    """The address of a dashboard over the runs, without the slash at the end."""
-    process = start("-c", SERVE, str(runs_root))
+@contextlib.contextmanager
+def serving(root: Path) -> Iterator[str]:
+    """The address of a dashboard over a folder, without the slash at the end."""
+    process = start("-c", SERVE, str(root))
     watchdog = threading.Timer(60, process.kill)
     watchdog.start()
     assert process.stdout is not None
@@ -59,6 +55,17 @@ def server(runs_root: Path) -> Iterator[str]:
     assert "http://127.0.0.1:" in line, f"the server said {line!r}"
     yield line.split()[2].rstrip("/")
     stop(process)
+
+
+@pytest.fixture(scope="session")
+def runs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def server(runs_root: Path) -> Iterator[str]:
+    with serving(runs_root) as address:
+        yield address
 
 
 def stands(page: Page) -> None:

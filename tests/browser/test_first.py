@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from layerwatch.monitor.fleet import TABLE, scan, write_table
-from tests.browser.conftest import SERVE, stands, start, stop
+from tests.browser.conftest import serving, stands
 from tests.browser.reading import until
 from tests.dashboard.tiny import write_runs
 
@@ -24,10 +24,8 @@ RUNS = "(links) => links.map((link) => link.innerText)"
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = write_runs(tmp_path_factory.mktemp("first"))
     write_table(scan(root), root / TABLE)
-    process = start("-c", SERVE, str(root))
-    assert process.stdout is not None
-    yield process.stdout.readline().split()[2].rstrip("/")
-    stop(process)
+    with serving(root) as address:
+        yield address
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from layerwatch.monitor.fleet import TABLE, ScanTable, scan, write_table
-from tests.browser.conftest import SERVE, stands, start, stop
+from tests.browser.conftest import serving, stands
 from tests.browser.reading import address, until
 
 RUNS = ("healthy", "vanishing", "nested/blow-up", "finetune")
@@ -32,10 +32,8 @@ def lab(runs_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         for finding in row["findings"]:
             finding["noticed"] = table.scanned - 90 * 86400
     write_table(ScanTable(table.root, table.rows, table.scanned, table.scanned - 3600), root / TABLE)
-    process = start("-c", SERVE, str(root))
-    assert process.stdout is not None
-    yield process.stdout.readline().split()[2].rstrip("/")
-    stop(process)
+    with serving(root) as address:
+        yield address
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -14,7 +13,7 @@ from playwright.sync_api import Page, expect
 from torch import nn
 
 from layerwatch.dashboard.figures.cells import values_of
-from tests.browser.conftest import SERVE, start, stop
+from tests.browser.conftest import serving
 from tests.browser.reading import address, layout, traces, until
 from tests.dashboard.made_runs import HOSTILE, LAYERS, NASTY, PARTS_AT, write_run, write_runs
 from tests.dashboard.tiny import mlp, train
@@ -37,14 +36,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(root: Path) -> Iterator[str]:
-    process = start("-c", SERVE, str(root))
-    watchdog = threading.Timer(60, process.kill)
-    watchdog.start()
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    watchdog.cancel()
-    yield line.split()[2].rstrip("/")
-    stop(process)
+    with serving(root) as address:
+        yield address
 
 
 def chosen(page: Page) -> str:

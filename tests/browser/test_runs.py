@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import SERVE, stands, start, stop
+from tests.browser.conftest import serving, stands
 from tests.browser.reading import address, layout, traces, until
 
 Open = Callable[..., Page]
@@ -62,10 +62,8 @@ def many(runs_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sweep(many: Path) -> Iterator[str]:
     """The address of a dashboard over them."""
-    process = start("-c", SERVE, str(many))
-    assert process.stdout is not None
-    yield process.stdout.readline().split()[2].rstrip("/")
-    stop(process)
+    with serving(many) as address:
+        yield address
 
 
 @pytest.fixture
