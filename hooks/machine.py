@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +67,11 @@ class Machine:
         return self._rates({"cpu_process": time.process_time()}, 0.01)
 
     def _own_memory(self) -> Numbers:
-        return {"memory_process": psutil.Process().memory_info().rss / 1e9}
+        return {"memory_process": self._process.memory_info().rss / 1e9}
+
+    @functools.cached_property
+    def _process(self) -> psutil.Process:
+        return psutil.Process()
 
     def _cpu(self) -> Numbers:
         if self._limits.cores is not None:
@@ -112,7 +117,7 @@ def devices(counters: Mapping[str, Any], folder: Path) -> list[Any]:
     Args:
         folder: where Linux tells what a name stands for.
     """
-    real = [counter for name, counter in counters.items() if (folder / name / "device").exists()]
+    real = [counter for name, counter in counters.items() if os.path.exists(f"{folder}/{name}/device")]
     return real or [counter for name, counter in counters.items() if name != "lo"]
 
 
