@@ -189,7 +189,7 @@ def dask(
 def _client(scheduler: str | None, workers: int | None, most: int) -> Iterator[Any]:
     """A client of a running scheduler, or of a cluster that ends with it."""
     from distributed import Client, LocalCluster
-    from distributed.comm import get_address_host_port
+    from distributed.comm.addressing import get_address_host_port
 
     if scheduler is not None:
         try:
@@ -207,7 +207,7 @@ def _client(scheduler: str | None, workers: int | None, most: int) -> Iterator[A
     try:
         with _deaf():
             cluster = LocalCluster(
-                n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address=None,
+                n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,
             )  # fmt: skip
     except (RuntimeError, OSError) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -184,6 +186,14 @@ def test_ctrl_c_ends_all_processes_without_a_word(tmp_path: Path, checkout: Path
     assert (process.returncode, *said) == (130, "", "")
     assert not psutil.wait_procs(workers, timeout=30)[1]
     assert not list((tmp_path / "runs").glob("*.parquet"))
+
+
+def test_two_clusters_on_one_machine_do_not_meet(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # it is taken already
+            stack.enter_context(socket.create_server(("127.0.0.1", 8787)))  # Dask's own choice
+        assert [row["run"] for row in scan(tmp_path, engine="dask", workers=1).rows] == ["a"]
 
 
 def test_a_scheduler_that_is_not_there_is_named_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
