@@ -30,6 +30,7 @@ AHEAD = 4
 CONNECT_SECONDS = 10.0
 #: A cluster that grows with its work may take so long to start a worker (seconds).
 WORKER_SECONDS = 120.0
+_GONE = "the Dask scheduler went away before it was read: the next scan reads it"
 _GUARD = "in a script, call scan below `if __name__ == '__main__':`, as worker processes import it again"
 
 
@@ -182,7 +183,8 @@ def dask(
             else:
                 yield item, _answer(future)
         for item in doubtful:  # one at a time, so that it is known who does it
-            yield item, _answer(client.submit(work, item, pure=False))
+            alive = client.status == "running"
+            yield item, _answer(client.submit(work, item, pure=False)) if alive else _GONE
 
 
 @contextlib.contextmanager
@@ -245,7 +247,7 @@ def _answer(future: Any) -> Any:
         if _killed(future):
             return "each worker that read it was ended, by too little memory perhaps: give workers more"
         if future.cancelled():
-            return "the Dask scheduler went away before it was read: the next scan reads it"
+            return _GONE
         return f"{type(error).__name__}: {error}"
 
 
