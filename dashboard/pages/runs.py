@@ -164,7 +164,7 @@ def _grid(defs: list[dict[str, Any]], first: list[Row], total: int, style: Style
             "isExternalFilterPresent": {"function": "layerwatchFiltered()"},
             "doesExternalFilterPass": {"function": "layerwatchFits(params)"},
             "postSortRows": {"function": "layerwatchPinsFirst(params)"},
-            "localeText": {"noRowsToShow": "No run fits the filter."},
+            "localeText": dict.fromkeys(("noRowsToShow", "noMatchingRows"), "No run fits the filter."),
         },
         style={"height": None if few else "76vh"},
         className="runs-grid",

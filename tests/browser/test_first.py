@@ -114,3 +114,22 @@ def test_without_scripts_the_page_is_still_there(lab: str, browser: Browser) -> 
     page.goto(lab + "/")
     expect(page.get_by_role("heading", level=1)).to_have_text("Runs")
     context.close()
+
+
+def test_nobody_waits_for_rows_that_do_not_come(held: Held) -> None:
+    page, go_on = held("/?filter=owner:nobody")
+    expect(page.locator("#first h1")).to_have_text("Runs")
+    assert page.locator("#first .run-link").count() == 0
+    go_on()
+    expect(page.locator("#runs-grid")).to_contain_text("No run fits the filter.")
+
+
+def test_where_the_rows_cannot_be_drawn_the_page_comes_all_the_same(lab: str, browser: Browser) -> None:
+    """A browser that keeps nothing for us, for one."""
+    context = browser.new_context()
+    context.add_init_script("Storage.prototype.getItem = () => { throw new Error('not allowed'); }")
+    page = context.new_page()
+    page.goto(lab + "/")
+    stands(page)
+    expect(page.locator("h1")).to_have_text("Runs")
+    context.close()
