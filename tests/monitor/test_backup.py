@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,11 @@ from tests.monitor.made_logs import TENSORS, counted, info, write_step
 
 
 class Training:
-    """Takes a step whenever a file is copied: parts are made, merged and removed meanwhile."""
+    """Takes steps whenever a file is copied: parts are made, merged and removed meanwhile. It is far faster
+    than a training, so it rests when a copy has begun anew a few times: else that might never end."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.step, self.over = path, 0, False
+        self.path, self.step, self.resting = path, 0, False
         self.log = LogWriter(path, info(), rotate_seconds=0.001)
 
     def steps(self, count: int) -> None:
@@ -27,11 +29,11 @@ class Training:
             time.sleep(0.003)  # for the thread that makes parts
 
     def close(self) -> None:
-        self.over = True
+        self.resting = True
         self.log.close()
 
     def copy_file(self, source: str, target: str) -> str:
-        self.steps(0 if self.over else 3)
+        self.steps(0 if self.resting else 3)
         return shutil.copy2(source, target)
 
 
@@ -45,17 +47,33 @@ def training(tmp_path: Path) -> Iterator[Training]:
 
 def backup(training: Training, target: Path) -> int:
     """As the page says: the write-ahead files, then all, again while something has vanished. How often."""
+    ended = training.resting
     for times in range(1, 100):
-        try:
-            for folder in ("wal", ""):
-                shutil.copytree(
-                    training.path / folder, target / folder,
-                    dirs_exist_ok=True, copy_function=training.copy_file,
-                )  # fmt: skip
-        except (shutil.Error, FileNotFoundError):
-            continue
-        return times
+        training.resting = ended or times > 5
+        if copied(training.path / "wal", target / "wal", copy_function=training.copy_file) and copied(
+            training.path, target, copy_function=training.copy_file
+        ):
+            training.resting = ended
+            return times
+        time.sleep(0.05 * training.resting)  # what was begun is ended
     raise AssertionError("something vanishes all the time")
+
+
+def copied(source: Path, target: Path, **how: Any) -> bool:
+    """Whether nothing vanished meanwhile."""
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True, **how)
+    except (shutil.Error, FileNotFoundError):
+        return False
+    return True
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Again, a while later, until it is so."""
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end, "something vanishes all the time"
+        time.sleep(0.05)
 
 
 def steps_in(path: Path) -> set[int]:
@@ -88,8 +106,8 @@ def test_a_backup_can_be_brought_up_to_date(training: Training, tmp_path: Path) 
 def test_the_order_matters(training: Training, tmp_path: Path) -> None:
     """Write-ahead files that are copied last are those of later steps: why the page says what it says."""
     target = tmp_path / "backup"
-    shutil.copytree(training.path, target, ignore=shutil.ignore_patterns("wal"))
+    until(lambda: copied(training.path, target, ignore=shutil.ignore_patterns("wal")))
     begin = training.step
     training.steps(60)
-    shutil.copytree(training.path / "wal", target / "wal")
+    until(lambda: copied(training.path / "wal", target / "wal"))
     assert set(range(begin)) - steps_in(target)
