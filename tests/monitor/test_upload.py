@@ -260,8 +260,11 @@ def test_another_run_that_took_the_name_during_an_outage_is_left_alone(
     server.stop()
     late = Training()
     late.steps(5)
+    late.uploader.close(0.0)  # else it may be there before the other run
+    late.uploader._thread.join(20)
     server.start()
     store_of(URL).put("run.json", b'{"created": 1.0}')  # type: ignore[attr-defined]
+    late.uploader = Uploader(late.spool, URL, poll_seconds=0.1)
     eventually(lambda: "holds another run already" in (late.uploader.problem or ""))
     assert late.close(tmp_path / "copy", timeout=0.5)
     late.uploader._thread.join(20)
