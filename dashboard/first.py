@@ -1,7 +1,7 @@
 """The page as plain HTML until Dash has started: the first rows of a table of runs are there at once.
 
 The server writes the layout as HTML, with boxes where Dash's own controls will be; assets/first.js fills in
-the rows, with the functions that draw them later, and takes it all away when the page stands. Links work.
+the rows, with the functions that draw them later, and takes it all away when the page stands.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST = 60  # rows: a screen has fewer
 DATA = ("fleet-data", "runs-fit")
 #: Choices that the table of runs follows in the browser alone, and so only later.
 LATER = {"sort", "where", "pins"}
-NAMES = {"className": "class", "tabIndex": "tabindex", "colSpan": "colspan"}
+NAMES = {"className": "class", "tabIndex": "tabindex"}
 KEPT = ("id", "className", "href", "title", "role", "scope", "tabIndex", "style")
 
 
