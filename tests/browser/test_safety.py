@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
 import subprocess
@@ -245,17 +246,20 @@ class Forward(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         connection = http.client.HTTPConnection(proxy.target, timeout=30)
         headers = {**dict(self.headers), "Host": "runs.example.org"}
-        connection.request(self.command, self.path[2:] if proxy.strip else self.path, body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
+        with contextlib.closing(connection):
+            connection.request(self.command, self.path[2:] if proxy.strip else self.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("content-length", "connection", "date", "server", "transfer-encoding"):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-        connection.close()
+        try:
+            self.end_headers()
+            self.wfile.write(content)
+        except ConnectionError:  # the browser is on its next page already
+            self.close_connection = True
 
     do_POST = do_GET
 
