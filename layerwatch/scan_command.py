@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from .terminal import complain, tell
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .monitor.alerts.watchman import Watchman
     from .monitor.fleet import ScanTable
 
@@ -164,7 +166,7 @@ def document(table: ScanTable, since: float | None = None) -> dict[str, Any]:
 
 
 def lines_of(table: ScanTable, since: float | None = None) -> list[str]:
-    """The counts, what became worse, what could not be read, and notes."""
+    """The counts, what became worse, what could not be read or only in part, and notes."""
     from .monitor.fleet import worsened
     from .monitor.fleet.table import HEALTHS
 
@@ -183,13 +185,24 @@ def lines_of(table: ScanTable, since: float | None = None) -> list[str]:
     lines += [_worse(row, new, last=since is None) for row, new in worse[:MOST_LISTED]]
     if len(worse) > MOST_LISTED:
         lines.append(f"  and {len(worse) - MOST_LISTED} more, in the table")
-    broken = [row for row in table.rows if row["error"]]
-    if broken:
-        lines.append("could not be read:")
-        lines += [f"  {row['run']}: {row['error']}" for row in broken[:MOST_LISTED]]
-    if len(broken) > MOST_LISTED:
-        lines.append(f"  and {len(broken) - MOST_LISTED} more, in the table")
+    lines += _listed("could not be read:", [row for row in table.rows if row["error"]], _reason)
+    damaged = [row for row in table.rows if row["damaged"] and not row["error"]]
+    lines += _listed("partly damaged, judged by the rest:", damaged, _damage)
     return [*lines, *(f"note: {note}" for note in table.notes)]
+
+
+def _listed(title: str, rows: list[dict[str, Any]], what: Callable[[dict[str, Any]], str]) -> list[str]:
+    lines = [title] * bool(rows) + [f"  {row['run']}: {what(row)}" for row in rows[:MOST_LISTED]]
+    return lines + [f"  and {len(rows) - MOST_LISTED} more, in the table"] * (len(rows) > MOST_LISTED)
+
+
+def _reason(row: dict[str, Any]) -> str:
+    return row["error"]
+
+
+def _damage(row: dict[str, Any]) -> str:
+    first, *more = row["damaged"]
+    return f"{first} ({len(more)} more)" if more else first
 
 
 def _worse(row: dict[str, Any], new: list[dict[str, Any]], *, last: bool) -> str:

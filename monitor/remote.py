@@ -92,7 +92,7 @@ class RemoteStore(Store):
     def list(self, folder: str = "") -> dict[str, int]:
         return {name: info.size for name, info in self._all().get(folder, {}).items()}
 
-    def tree(self) -> dict[str, tuple[int, float]]:
+    def tree(self, private: list[str] | None = None) -> dict[str, tuple[int, float]]:
         return {
             f"{folder}/{name}" if folder else name: (info.size, info.mtime_ns / 1e9 if info.mtime else 0.0)
             for folder, files in self._all().items()

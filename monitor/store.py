@@ -20,6 +20,8 @@ from .schema import SCHEMAS
 RECORDS = "lineage"
 #: Folders of a run itself: nothing below them is a run.
 INSIDE = {"wal", "damaged", RECORDS, *SCHEMAS}
+#: What a disk keeps to itself at its top.
+_OF_THE_DISK = "lost+found"
 
 
 class Store:
@@ -87,17 +89,29 @@ class Store:
                 temporary.unlink()
             raise
 
-    def tree(self) -> dict[str, tuple[int, float]]:
-        """Every file at or below this folder -> bytes, unix seconds of its last change; hidden ones left out,
-        and folders that are not for us.
+    def tree(self, private: list[str] | None = None) -> dict[str, tuple[int, float]]:
+        """Every file at or below this folder -> bytes, unix seconds of its last change; hidden ones left out.
 
         Of an object store one request brings 1,000 of them.
+
+        Args:
+            private: gets the names of folders below this one that others keep to themselves.
 
         Raises:
             OSError: it cannot be listed, so that nobody knows what is there.
         """
+
+        def unlisted(error: OSError) -> None:
+            """A folder that has just gone is no fault, nor is one below that is not for us."""
+            place = Path(os.fsdecode(error.filename or self._folder))
+            if isinstance(error, PermissionError) and place != self._folder:
+                if private is not None and place.name != _OF_THE_DISK:
+                    private.append(place.relative_to(self._folder).as_posix())
+            elif not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise error
+
         found = {}
-        for folder, names, files in os.walk(self._folder, onerror=self._unlisted, followlinks=False):
+        for folder, names, files in os.walk(self._folder, onerror=unlisted, followlinks=False):
             names[:] = [n for n in names if not n.startswith(".")]
             inside = Path(folder).relative_to(self._folder).as_posix()
             for name in files:
@@ -108,12 +122,6 @@ class Store:
                             place = name if inside == "." else f"{inside}/{name}"
                             found[place] = known.st_size, known.st_mtime
         return found
-
-    def _unlisted(self, error: OSError) -> None:
-        """A folder that has just gone is no fault, nor is one below that others keep to themselves."""
-        private = isinstance(error, PermissionError) and error.filename != str(self._folder)
-        if not (private or isinstance(error, FileNotFoundError | NotADirectoryError)):
-            raise error
 
     def open(self, name: str) -> pa.NativeFile:
         """A file for random access.

@@ -38,14 +38,17 @@ class Place(NamedTuple):
     bytes: int
 
 
-def places(store: Store) -> list[Place]:
+def places(store: Store, private: list[str] | None = None) -> list[Place]:
     """Every folder at or below the store that holds a run.json, or tables without one, sorted by name.
+
+    Args:
+        private: gets the names of folders that may not be listed.
 
     Raises:
         StoreError: the object store cannot be read.
     """
     store.refresh()
-    tree = store.tree()
+    tree = store.tree(private)
     folders: dict[str, dict[str, tuple[int, float]]] = {run: {} for run in _runs(tree)}
     for name, known in tree.items():
         if (run := _owner(name, folders)) is not None:

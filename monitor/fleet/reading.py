@@ -26,7 +26,7 @@ from ..store import Store, store_of
 from ..weights.names import block_of
 from .numbers import flat, furthest, last_drift, last_losses
 from .places import Place, places, storable
-from .table import COLUMNS
+from .table import COLUMNS, unknown
 
 Row = dict[str, Any]
 #: What one row holds of each at most: a table of ten thousand runs must stay small.
@@ -96,9 +96,7 @@ def unreadable(place: Place, error: Exception | str) -> Row:
 
 
 def _empty(place: Place) -> Row:
-    lists = {f.name: [] for f in COLUMNS if pa.types.is_list(f.type)}
-    empty = dict.fromkeys(COLUMNS.names) | lists
-    return empty | {
+    return unknown() | {
         "run": place.name, "url": place.url, "key": place.key, "wrote": place.wrote, "bytes": place.bytes,
         "closed": False, "live": False, "alarms": 0, "scanned": time.time(),
     }  # fmt: skip
@@ -112,6 +110,7 @@ def _row(run: Run, place: Place) -> Row:
         **_empty(place),
         **_identity(run),
         **_verdict(run),
+        "damaged": [_short(f"{name}: {what}") for name, what in run.problems.items()][:MOST_NOTES],
         "steps": run.last_step + 1,
         "alerted": alerted(run.events()),
         "scalars": _scalars(run),

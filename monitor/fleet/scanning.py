@@ -17,7 +17,7 @@ from ..process import alive
 from ..run import LIVE_SECONDS
 from ..store import Store, store_of
 from . import engines
-from .places import Place, places
+from .places import Place, places, storable
 from .reading import Row, read_below, unreadable
 from .table import HEALTHS, ScanTable
 
@@ -62,7 +62,9 @@ def scan(
     now, clock = time.time(), time.monotonic()
     # By the path below the root, which may be mounted elsewhere by now.
     known = {row["run"]: row for row in before.rows} if before is not None else {}
-    kept, unread, left_out = _sorted_out(places(store), known, since)
+    private: list[str] = []
+    kept, unread, left_out = _sorted_out(places(store, private), known, since)
+    unread += [_unlisted(row) for name, row in known.items() if _within(name, private)]
     rows = {place.name: row | {"url": place.url, "wrote": place.wrote} for place, row in kept}
     for done, (place, found) in enumerate(_read(store, unread, engine, scheduler, workers), 1):
         row = unreadable(place, found) if isinstance(found, str) else found
@@ -76,7 +78,7 @@ def scan(
         row["live"] = _live(store, row, now)
     _mark_copies(list(rows.values()))
     newest = sorted(rows.values(), key=lambda row: -(row["created"] or row["wrote"] or 0.0))
-    notes = _notes(newest, left_out, now)
+    notes = _notes(newest, left_out, private, now)
     return ScanTable(store.url, newest, ended, before.scanned if before is not None else None, notes)
 
 
@@ -116,6 +118,15 @@ def _sorted_out(
         else:
             unread.append(place)
     return kept, unread, left_out
+
+
+def _within(run: str, folders: list[str]) -> bool:
+    return any(f"{run}/".startswith(f"{folder}/") for folder in folders)
+
+
+def _unlisted(row: Row) -> Place:
+    """A run of the earlier table that is not listed any more. It may be readable still."""
+    return Place(row["run"], row["run"], row["url"], "", row["wrote"] or 0.0, row["bytes"] or 0)
 
 
 def _read(
@@ -208,9 +219,15 @@ def _mark_copies(rows: list[Row]) -> None:
             row["copy_of"] = first["run"]
 
 
-def _notes(rows: list[Row], left_out: int, now: float) -> list[str]:
+def _notes(rows: list[Row], left_out: int, private: list[str], now: float) -> list[str]:
     """What is wrong with the scan as a whole."""
     notes = []
+    if private:
+        many = "1 folder" if len(private) == 1 else f"{len(private):,} folders"
+        notes.append(
+            f"{many} may not be listed, {storable(min(private))} for one: "
+            "what is new there is not seen, scan as someone who may read it"
+        )
     if left_out:
         notes.append(
             f"{_runs(left_out, 'was', 'were')} not written to since then, and in no earlier table: left out"

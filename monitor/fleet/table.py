@@ -90,6 +90,7 @@ COLUMNS = pa.schema(
         pa.field("alarms", pa.int32(), nullable=False),
         pa.field("findings", pa.list_(FINDING), nullable=False),
         pa.field("notes", pa.list_(pa.string()), nullable=False),  # what could not be judged; damaged files
+        pa.field("damaged", pa.list_(pa.string()), nullable=False),  # its files, what is wrong with each
         pa.field("scalars", pa.list_(SCALAR), nullable=False),
         pa.field("train_loss", pa.float64()),  # the last one, under whichever of the usual names
         pa.field("val_loss", pa.float64()),
@@ -109,6 +110,11 @@ COLUMNS = pa.schema(
         pa.field("key", pa.string()),  # the state of its files, and of what judges it
     ]
 )
+
+
+def unknown() -> dict[str, Any]:
+    """A row of which nothing is known."""
+    return {field.name: [] if pa.types.is_list(field.type) else None for field in COLUMNS}
 
 
 class NoTableError(RunError):
@@ -187,5 +193,5 @@ def read_table(path: str | Path) -> ScanTable:
     if version > VERSION:
         raise RunError(f"{path} has version {version}, this layerwatch reads up to {VERSION}: upgrade it")
     known = [column for column in COLUMNS.names if column in found.column_names]
-    rows = found.select(known).to_pylist()
+    rows = [unknown() | row for row in found.select(known).to_pylist()]
     return ScanTable(str(about["root"]), rows, scanned, about.get("before"), list(about.get("notes") or ()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_logs import TENSORS, make_run, restarted_run
+from rights import without_rights
 
 from layerwatch.monitor import Run, RunError
 from layerwatch.monitor.reader import LogReader
@@ -221,19 +221,6 @@ def test_a_folder_of_the_log_replaced_by_a_file(tmp_path: Path) -> None:
         run.events()
         assert list(run.problems) == [folder]
         assert run.scalars("lr")["step"].tolist() == list(range(60 if folder != "wal" else 40))
-
-
-@contextlib.contextmanager
-def without_rights() -> Iterator[None]:
-    """root may read everything: be someone else for a while."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 def test_files_that_may_not_be_read_are_named() -> None:

@@ -7,10 +7,12 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from layerwatch.cli import main
@@ -20,6 +22,7 @@ from layerwatch.monitor.fleet.scanning import scan
 from layerwatch.monitor.fleet.table import TABLE, read_table
 from layerwatch.monitor.store import Store
 from tests.monitor.made_logs import make_run
+from tests.monitor.rights import without_rights
 from tests.object_server import CREDENTIALS, ObjectServer
 
 DATA = Path(__file__).parents[1] / "data"
@@ -91,6 +94,9 @@ def test_a_messy_root(messy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "newer: " in text
     assert "could not be read" in text
+    damaged = text[text.index("partly damaged") :].splitlines()
+    assert damaged[1].startswith("  cut: stats/r0-000001.parquet: ")
+    assert damaged[2].startswith("  half: run.json: is missing")
 
 
 def test_odd_names_links_and_pipes_neither_loop_nor_hang(
@@ -169,8 +175,47 @@ def test_a_folder_that_cannot_be_listed_leaves_the_table_as_it_was(
         with pytest.raises(OSError, match="it does not answer"):
             scan_and_keep(tmp_path)
         assert len(read_table(tmp_path / TABLE).rows) == 2
-    trouble = {"b": PermissionError(errno.EACCES, "not for you")}
-    assert [row["run"] for row in scan_and_keep(tmp_path).rows] == ["a"]
+
+
+def test_a_folder_that_others_keep_to_themselves_is_named_and_its_known_runs_stay() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in ("a", "team/b", "team/c"):
+            make_run(root / name)
+        for place in (root / "lost+found", root / "figures"):
+            place.mkdir()
+            place.chmod(0)
+        root.chmod(0o777)
+        team, told = root / "team", "1 folder may not be listed, figures for one"
+        with without_rights():
+            first = scan_and_keep(root)
+        assert {row["run"]: row["error"] for row in first.rows} == {"a": None, "team/b": None, "team/c": None}
+        assert [told in note for note in first.notes] == [True]
+        for mode in (0o711, 0):  # what is known can be read, and cannot
+            team.chmod(mode)
+            with without_rights():
+                table = scan_and_keep(root)
+            rows = {row["run"]: row for row in table.rows}
+            assert {run: row["steps"] for run, row in rows.items()} == {"a": 5, "team/b": 5, "team/c": 5}
+            health = "healthy" if mode else "unreadable"
+            assert {run: row["health"] for run, row in rows.items()} == {
+                "a": "healthy", "team/b": health, "team/c": health,
+            }  # fmt: skip
+            refused = {run for run, row in rows.items() if "Permission denied" in (row["error"] or "")}
+            assert refused == (set() if mode else {"team/b", "team/c"})
+            assert "2 folders may not be listed, figures for one" in table.notes[0]
+        team.chmod(0o755)
+        with without_rights():
+            assert [row["error"] for row in scan_and_keep(root).rows] == [None] * 3
+
+
+def test_a_table_from_before_a_column_was_there_is_read(messy: Path) -> None:
+    scan_and_keep(messy)
+    found = pq.read_table(messy / TABLE)
+    pq.write_table(found.drop_columns(["damaged", "notes", "cost"]), messy / TABLE)
+    for row in read_table(messy / TABLE).rows:
+        assert (row["damaged"], row["notes"], row["cost"]) == ([], [], None)
+    assert scan_and_keep(messy, since=time.time() + 1e6).rows
 
 
 def test_what_a_scan_leaves_in_a_root_that_is_a_run_is_no_sign_of_life(tmp_path: Path) -> None:
