@@ -169,7 +169,15 @@ def _markdown(text: str) -> str:
 
 def _teams(message: Message) -> dict[str, Any]:
     """An adaptive card in the envelope of Teams' workflow "when a webhook request is received", at most 28 KB
-    (learn.microsoft.com, incoming webhooks). Text runs know no Markdown, so that names stay as they are."""
+    (learn.microsoft.com, incoming webhooks): of many long alerts as many as fit, with a word on the rest."""
+    told = len(message.items)
+    while len(json.dumps(posted := _card(message, told))) > 28_000 and told > 1:
+        told -= 1
+    return posted
+
+
+def _card(message: Message, told: int) -> dict[str, Any]:
+    """Text runs know no Markdown, so that names stay as they are."""
 
     def block(*runs: dict[str, Any]) -> dict[str, Any]:
         inlines = [{"type": "TextRun", **run} for run in runs]
@@ -177,11 +185,13 @@ def _teams(message: Message) -> dict[str, Any]:
 
     colour = {"critical": "Attention", "warning": "Warning"}.get(message.severity, "Accent")
     body = [block({"text": cut(message.title, 300), "weight": "Bolder", "size": "Medium", "color": colour})]
-    for item in message.items:
+    for item in message.items[:told]:
         open_it = {"selectAction": {"type": "Action.OpenUrl", "url": item.link}} if item.link else {}
         if item.head:
             body.append(block({"text": cut(item.head, 300), "weight": "Bolder", **open_it}))
         body.append(block({"text": _shorter(item.body, 1500 if len(message.items) == 1 else 300)}))
+    if told < len(message.items):
+        body.append(block({"text": f"and {len(message.items) - told} more"}))
     if message.rest:
         body.append(block({"text": cut(message.rest, 1000)}))
     card: dict[str, Any] = {

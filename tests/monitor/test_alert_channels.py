@@ -117,6 +117,26 @@ def test_every_form_says_what_and_where_within_its_limits(
         assert len(json.dumps(got)) <= 28_000
 
 
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_long_alerts_in_another_alphabet_fit_into_a_card(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    alerts = [
+        Alert(
+            run=f"{number} " + "ж" * 250, key=str(number), problem="nonfinite", severity="critical",
+            summary="损" * 2000, link="https://x.org/" + "%D0" * 200,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    with HttpServer() as server:
+        webhook(monkeypatch, server.url, "teams").send(Message(alerts))
+    [got] = server.got
+    assert len(json.dumps(got)) <= 28_000
+    words = texts(got)
+    told = sum("损" in text for text in words)
+    assert told >= min(count, 3)
+    left = [int(found[1]) for text in words if (found := re.match(r"and (\d+) more", text))]
+    assert told + sum(left) == count
+
+
 @pytest.mark.parametrize("others", [0, 1, 30])
 def test_an_odd_alert_is_within_the_limits_and_takes_no_other_along(
     others: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
