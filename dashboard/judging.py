@@ -6,6 +6,7 @@ line of JSON each. It has a lower priority, and ends with the server, whose end 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -109,8 +110,8 @@ class Judges:
         with self._wake:
             self._closed = True
             self._wake.notify()
-        if self._process:
-            self._process.kill()
+        if process := self._process:  # our thread may be done with it at any moment
+            process.kill()
         if self._thread and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
 
@@ -163,12 +164,15 @@ class Judges:
             encoding="utf-8",
             env=environment,
         )
+        if self._closed:  # while it was made: `close` has not seen it
+            self._process.kill()
         return self._process
 
     def _end(self) -> None:
         if self._process:
             self._process.kill()
-            with self._process:  # closes the pipes, waits
+            # Closes the pipes, waits. A question that nobody has read cannot be sent any more.
+            with contextlib.suppress(BrokenPipeError), self._process:
                 self._process = None
 
 
@@ -235,7 +239,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what anything prints must not look like an answer
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
-    with answers:
+    with contextlib.suppress(BrokenPipeError), answers:  # the server is gone
         _listen(sys.stdin, answers)
 
 
