@@ -138,11 +138,14 @@ class Root:
         except StoreError as fault:  # what is known stays; a later scan may do better
             self._fault, self._broken = fault, {self.title: self.explain(fault)}
             return
-        known, self._runs, self._broken = self._runs, {}, {}
         names = [folder or self._store.name for folder in folders]
-        opened = each(self._store, folders, lambda folder: self._opened(folder, known))
-        for name, found in zip(names, opened, strict=True):
-            self._take(name, found)
+        opened = each(self._store, folders, lambda folder: self._opened(folder, self._runs))
+        found = dict(zip(names, opened, strict=True))
+        # Other threads read meanwhile: a run that was there and still is never goes away for them.
+        self._runs = {name: run for name, run in found.items() if not isinstance(run, str)}
+        self._broken = {name: wrong for name, wrong in found.items() if isinstance(wrong, str)}
+        for name in self._runs:
+            self._refreshed.setdefault(name, time.monotonic())
         self._arrange()
 
     def _opened(self, folder: str, known: Mapping[str, Run]) -> Run | str:

@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +90,26 @@ def test_summaries_do_not_keep_a_page_waiting(library_of: Callable[[], Library])
     assert all(summary.get("created") for summary in found.values())
     until(lambda: all(summary.get("read") for summary in library.summaries(patience=0.0).values()))
     assert library.cursor("") != before
+
+
+def test_a_run_is_never_away_while_another_thread_looks_for_new_ones(
+    library_of: Callable[[], Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = library_of()
+    before = set(library.summaries(patience=30))
+    seen: list[set[str]] = []
+    opened = Library._opened
+
+    def slowly(self: Library, folder: str, known: Any) -> Any:
+        reader = threading.Thread(target=lambda: seen.append(set(self._runs)))  # as a page that is being read
+        reader.start()
+        reader.join()
+        return opened(self, folder, known)
+
+    monkeypatch.setattr(Library, "_opened", slowly)
+    library._scanned = float("-inf")
+    assert set(library.runs()) == before
+    assert seen == [before] * len(before)
 
 
 def test_the_cursor_of_all_runs_follows_one_that_grows(
@@ -192,6 +214,7 @@ def test_the_worker_is_another_process_and_comes_back_when_it_dies(runs_root: Pa
     assert first != os.getpid()
     assert os.getpriority(os.PRIO_PROCESS, first) > os.getpriority(os.PRIO_PROCESS, 0)
     os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)  # nobody reads the next question
     assert judges.ask(url).result(60).alarms
     second = judges.pid
     assert second not in (None, first)
@@ -199,6 +222,25 @@ def test_the_worker_is_another_process_and_comes_back_when_it_dies(runs_root: Pa
     judges.close()
     assert judges.pid is None
     until(lambda: not Path(f"/proc/{second}").exists())
+
+
+def test_a_worker_that_was_being_made_ends_with_the_others(
+    runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges, made = Judges(lambda *_: None), []
+
+    class Slow(subprocess.Popen[str]):
+        """Closed at the worst moment: there is a process, and nobody knows of it yet."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+            judges._closed = True
+
+    monkeypatch.setattr(subprocess, "Popen", Slow)
+    assert "ended without an answer" in judges.ask(str(runs_root / "healthy")).result(60).error
+    until(lambda: judges.pid is None)
+    assert [process.returncode for process in made] == [-signal.SIGKILL]
 
 
 def test_a_worker_that_has_grown_is_replaced(runs_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
