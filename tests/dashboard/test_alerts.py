@@ -122,10 +122,10 @@ def test_thousands_of_events_stay_short_and_fast() -> None:
     events = [(step, "note", f"note {step}") for step in range(20_000)]
     events += [(step, "skipped", "overflow") for step in range(0, 20_000, 3)]
     run: Any = Logged(events)
-    began = time.perf_counter()
+    began = time.process_time()
     data = alerts.listed(run, "x", Judgement("s"), "all", "any", "")
     figure = timeline(happenings(run, None), 20_000, Style())
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert len(data["rows"]) == alerts.MOST
     assert f"the latest {alerts.MOST} are shown" in data["said"]
     assert len(json.dumps(data)) < 120_000

@@ -418,9 +418,9 @@ def test_a_large_body_is_refused(client: Client) -> None:
 def test_a_reader_s_pattern_cannot_hang_a_thread(pattern: str) -> None:
     """RE2 needs bounded memory and a time that grows with the names only; Python's own engine takes years."""
     names = ["a" * 60 + "!", "layer.0.weight"] * 300
-    began = time.monotonic()
+    began = time.process_time()
     matching(names, pattern)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 # ---- a path prefix

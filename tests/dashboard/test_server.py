@@ -73,7 +73,7 @@ def test_the_address_with_the_token_is_printed_once_and_opened(
     assert found
     assert len(found[1]) >= 32
     assert socket.gethostname() in line
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not opened and time.monotonic() < deadline:
         time.sleep(0.01)
     assert opened == [found[0]]
