@@ -6,7 +6,6 @@ import datetime as dt
 import email
 import ipaddress
 import json
-import socket
 import ssl
 import threading
 import time
@@ -20,6 +19,8 @@ from typing import Any
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 
+from tests.object_server import reserved_port
+
 #: In the URL of every webhook here: nothing that is written or printed may hold it.
 SECRET = "T0PS3CR3T-hook"
 PASSWORD = "hunter2-is-secret"
@@ -27,9 +28,15 @@ PASSWORD = "hunter2-is-secret"
 
 class HttpServer:
     """Answers with the next of `answers`, the last one again and again: a status, (status, headers), or
-    "hang". `got` holds what was posted. A context manager."""
+    "hang". `got` holds what was posted. A context manager.
 
-    def __init__(self, *answers: Any, delay: float = 0.0, certificate: Path | None = None) -> None:
+    Args:
+        after: nothing is answered before this is set.
+    """
+
+    def __init__(
+        self, *answers: Any, after: threading.Event | None = None, certificate: Path | None = None
+    ) -> None:
         self.answers = list(answers) or [200]
         self.got: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -43,10 +50,11 @@ class HttpServer:
                 outer.times.append(time.monotonic())
                 answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
                 if answer == "hang":
-                    outer._released.wait(30)
+                    outer._released.wait()
                     self.close_connection = True
                     return
-                time.sleep(delay)
+                if after is not None:
+                    after.wait(60)
                 status, headers = answer if isinstance(answer, tuple) else (answer, {})
                 if 200 <= status < 300:
                     outer.got.append(json.loads(body))
@@ -113,9 +121,11 @@ class MailServer:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(starttls)
             options |= {"tls_context": context}
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        self._controller = Controller(self, hostname="127.0.0.1", port=self.port, **options)
+        self._reserved = reserved_port()
+        self.port: int = self._reserved.getsockname()[1]
+        self._controller = Controller(
+            self, hostname="127.0.0.1", port=self.port, ready_timeout=60.0, **options
+        )
 
     def __enter__(self) -> MailServer:
         self._controller.start()
@@ -125,6 +135,7 @@ class MailServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._controller.stop()
+        self._reserved.close()
 
     def _check(self, server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
         self.logins.append((data.login.decode(), data.password.decode()))

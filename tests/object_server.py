@@ -27,6 +27,14 @@ CREDENTIALS = {
 }
 
 
+def reserved_port() -> socket.socket:
+    """Nobody listens at its port, and nobody else gets it until this is closed; a server of one's own may."""
+    free = socket.socket()
+    free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    free.bind(("127.0.0.1", 0))
+    return free
+
+
 class ObjectServer:
     """Serves at `endpoint` (127.0.0.1, a free port). A context manager.
 
@@ -36,8 +44,8 @@ class ObjectServer:
     """
 
     def __init__(self, unchecked: int | None = None) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self._reserved = reserved_port()  # nobody takes it while the server is stopped
+        self.port: int = self._reserved.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self._unchecked = unchecked
         self._launch()
@@ -112,6 +120,7 @@ class ObjectServer:
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.kill()
+        self._reserved.close()
 
 
 def _serve(port: int) -> None:

@@ -8,8 +8,10 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -176,14 +178,27 @@ def told(records: list[Record], outcome: str) -> list[str]:
     return [a.run for r in records if r.outcome == outcome for a in r.alerts]
 
 
+def eventually(what: Callable[[], Any]) -> None:
+    limit = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def couriers() -> set[threading.Thread]:
+    """The threads that send."""
+    return {t for t in threading.enumerate() if t.name.startswith("layerwatch-alerts")}
+
+
 def test_a_message_is_taken_at_once_and_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     records: list[Record] = []
-    with HttpServer(delay=0.3) as server:
+    go = threading.Event()
+    with HttpServer(after=go) as server:
         delivery = Delivery(config(server.url, monkeypatch), records.append)
-        began = time.perf_counter()
         delivery.put({"team": [alert(1), alert(2, "critical")]})
-        assert time.perf_counter() - began < 0.2
-        delivery.settle(10.0)
+        assert server.alerts == []  # nobody has waited for its answer
+        go.set()
+        delivery.settle(60.0)
         assert server.alerts == [("run2", "critical", "dead_units"), ("run1", "warning", "dead_units")]
         delivery.close(1.0, "the training has ended")
     assert [r.line(runs=True) for r in records] == [
@@ -202,10 +217,8 @@ def test_a_server_that_recovers_gets_everything_once(
         delivery.put({"team": [alert(1)]})
         time.sleep(0.1)
         delivery.put({"team": [alert(2)]})
-        deadline = time.monotonic() + 10
-        while len(server.alerts) < 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        delivery.close(5.0, "the training has ended")
+        eventually(lambda: len(server.alerts) >= 2)
+        delivery.close(60.0, "the training has ended")
         assert sorted(run for run, _, _ in server.alerts) == ["run1", "run2"]
         assert server.times[3] - server.times[2] >= 0.3  # as it had asked
     assert sorted(told(records, "sent")) == ["run1", "run2"]
@@ -228,27 +241,31 @@ def test_a_hanging_channel_delays_neither_the_others_nor_the_end(
             "good": {"type": "webhook", "url_env": "GOOD_URL"},
         }
         teller = Teller(config_of({"channels": channels}), records.append)
-        began = time.monotonic()
+        before = couriers()
         teller.tell([alert(1, "critical")])
         teller.tell([alert(1, "critical")])  # it lasts: no news
-        teller.delivery.close(1.0, "the training has ended")
-        assert time.monotonic() - began < 5
+        eventually(lambda: told(records, "sent"))
         assert good.alerts == [("run1", "critical", "dead_units")]
+        teller.delivery.close(1.0, "the training has ended")
+        [waits] = couriers() - before  # nobody has waited for it
+        assert waits.name == "layerwatch-alerts-bad"
+    waits.join(60)
     assert sorted((r.outcome, r.channel) for r in records) == [("not sent", "bad"), ("sent", "good")]
     assert "not sent to bad (the training has ended): critical dead_units of run1" in caplog.text
     assert SECRET not in caplog.text
 
 
 def test_no_thread_is_left_and_none_begins_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = set(threading.enumerate())
+    before = couriers()
     with HttpServer() as server:
         delivery = Delivery(config(server.url, monkeypatch), lambda record: None)
-        assert len(set(threading.enumerate()) - before) == 1  # the server's
+        assert couriers() <= before
         delivery.put({"team": [alert()]})
-        delivery.settle(5.0)
-        delivery.close(5.0, "end")
+        delivery.settle(60.0)
+        assert len(couriers() - before) == 1
+        delivery.close(60.0, "end")
         delivery.put({"team": [alert(2)]})  # too late: nobody sends it
-        assert not [t for t in threading.enumerate() if t.name.startswith("layerwatch-alerts")]
+        assert couriers() <= before
         assert len(server.alerts) == 1
 
 
@@ -268,9 +285,11 @@ def test_where_no_thread_can_be_had_the_end_sends(monkeypatch: pytest.MonkeyPatc
         slow.put({"team": [alert(3)]})
         monkeypatch.undo()
         config(server.url, monkeypatch)
-        delivery.close(5.0, "the training has ended")
+        delivery.close(60.0, "the training has ended")
         assert [run for run, *_ in server.alerts] == ["run0", "run2"]
         config(hanging.url, monkeypatch)
+        clock = SimpleNamespace(monotonic=lambda: 0.0)  # until the attempt begins, no time passes
+        monkeypatch.setattr("layerwatch.monitor.alerts.delivery.time", clock)
         slow.close(0.5, "the training has ended")
     assert outcome(records) == [
         ("sent", 2, ""), ("delayed", 1, "no answer within 0.5 s; it is tried again"),
@@ -301,15 +320,15 @@ def test_once_a_run_problem_and_severity_and_again_after_the_interval(
         for hours, severity in ((0, "info"), (0, "warning"), (0, "info"), (0, "warning"), (5, "warning")):
             now[0] = MIDNIGHT + hours * 3600
             teller.tell([alert(1, severity)])
-            teller.delivery.settle(5.0)
+            teller.delivery.settle(60.0)
         assert [severity for _, severity, _ in server.alerts] == ["info", "warning"]
         now[0] = MIDNIGHT + 6 * 3600
         teller.tell([alert(1)])
-        teller.delivery.settle(5.0)
+        teller.delivery.settle(60.0)
         assert [severity for _, severity, _ in server.alerts] == ["info", "warning", "warning"]
         teller.ledger.note("k1", "dead_units", "critical", "team", now[0])  # somebody else told it
         teller.tell([alert(1, "critical")])
-        teller.delivery.close(5.0, "end")
+        teller.delivery.close(60.0, "end")
         assert len(server.alerts) == 3
 
 
@@ -324,8 +343,8 @@ def test_an_error_of_ours_does_not_end_the_channel(monkeypatch: pytest.MonkeyPat
         delivery = Delivery(config(server.url, monkeypatch), records.append)
         monkeypatch.setattr(module, "Message", broken)
         delivery.put({"team": [alert()]})
-        delivery.settle(5.0)
-        delivery.close(5.0, "the training has ended")
+        delivery.settle(60.0)
+        delivery.close(60.0, "the training has ended")
     assert "an error of layerwatch: ZeroDivisionError" in records[0].line()
     assert SECRET not in str([r.line() for r in records])
     assert told(records, "not sent") == ["run0"]

@@ -69,7 +69,7 @@ class Watch:
         """What a look told, so much later."""
         self.now += after
         before = len(self._server.alerts)
-        self.watchman.look(ScanTable("/runs", list(rows), self.now), timeout=10.0)
+        self.watchman.look(ScanTable("/runs", list(rows), self.now), timeout=60.0)
         return self._server.alerts[before:]
 
     def restart(self, config: Config | None = None) -> None:
@@ -290,7 +290,7 @@ def test_real_scans_of_real_logs(server: HttpServer, tmp_path: Path) -> None:
         now[0] += after
         before = len(server.alerts)
         table = scan(root)
-        watchman.look(ScanTable(table.root, table.rows, now[0]), timeout=10.0)
+        watchman.look(ScanTable(table.root, table.rows, now[0]), timeout=60.0)
         return server.alerts[before:]
 
     with Watchman(settings(), tmp_path / "state.json", clock=lambda: now[0]) as watchman:
