@@ -54,6 +54,13 @@ def gaps(path: Path) -> list[tuple[int, str]]:
     return list(zip(events["step"], events["message"], strict=True))
 
 
+def until(done: Callable[[], object]) -> None:
+    limit = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
 def captured(path: Path) -> list[int]:
     return sorted(set(Run(path).stats("weight")["step"]))
 
@@ -227,9 +234,7 @@ def test_captures_are_thinned_while_parquet_cannot_keep_up(
             write_step(log, step)
     assert 5 < len(written) < 30  # the rest would wait in ever more files
     go.set()
-    deadline = time.monotonic() + 60
-    while log._background.waiting and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: not log._background.waiting)
     assert log.has_room(40)
     write_step(log, 40)
     log.close()
@@ -316,11 +321,10 @@ def test_work_that_fails_is_tried_again_and_loses_nothing(
     log = LogWriter(tmp_path / "a", info())
     for step in range(20):
         write_step(log, step)
-        time.sleep(0.005)
+    until(lambda: failures[0] > 3)
     assert captured(tmp_path / "a") == list(range(20))
     monkeypatch.undo()
     log.close()
-    assert failures[0] > 3
     assert captured(tmp_path / "a") == list(range(20))
     assert not list((tmp_path / "a" / "wal").iterdir())
 
@@ -330,10 +334,8 @@ def test_what_the_background_takes_is_known(tmp_path: Path, monkeypatch: pytest.
     log = LogWriter(tmp_path / "a", info(), sync_seconds=0.01)
     for step in range(50):
         write_step(log, step)
-    deadline = time.monotonic() + 60
-    while (log._background.waiting or not log.background_seconds) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert 0.001 < log.background_seconds < 30
+    until(lambda: not log._background.waiting and log.background_seconds > 0.001)
+    assert log.background_seconds < 30
     log.close()
 
 
@@ -352,9 +354,7 @@ def test_rows_are_forced_to_the_disk_in_time(tmp_path: Path, monkeypatch: pytest
     for step in range(3):
         write_step(log, step)
         (wal,) = (tmp_path / "a" / "wal").glob("*.wal")
-        deadline = time.monotonic() + 30
-        while synced.get(wal.stat().st_ino, 0) < wal.stat().st_size and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda wal=wal: synced.get(wal.stat().st_ino, 0) >= wal.stat().st_size)
         assert synced[wal.stat().st_ino] == wal.stat().st_size
     log.close()
 
@@ -491,9 +491,7 @@ def test_an_error_of_ours_in_the_background_leaves_the_log_as_it_is(
     log = LogWriter(tmp_path / "a", info())
     for step in range(20):
         write_step(log, step)
-        deadline = time.monotonic() + 20
-        while not log.has_room(step + 1) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda step=step: log.has_room(step + 1))
     assert captured(tmp_path / "a") == list(range(20))
     assert len([r for r in caplog.records if "compacted later" in r.message]) == 1
     monkeypatch.undo()

@@ -85,6 +85,9 @@ def test_a_long_run_rotates_and_loses_nothing(tmp_path: Path, monkeypatch: pytes
         write_step(log, step)
         if step % 20 == 19:
             assert_complete(path, step + 1)
+    limit = time.monotonic() + 60
+    while log._background.waiting and time.monotonic() < limit:
+        time.sleep(0.01)
     assert len(list((path / "stats").glob("*.parquet"))) > 1  # compacted while the training ran
     log.close()
     assert_complete(path, 60)

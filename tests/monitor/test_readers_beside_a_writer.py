@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,11 @@ from layerwatch.monitor import LogWriter, log, tiers
 log.SEGMENT_BYTES = 60_000
 tiers.FULL_CAPTURES = 64
 from pathlib import Path
-path, upto = Path(sys.argv[2]), int(sys.argv[3])
+path, upto, reads = Path(sys.argv[2]), int(sys.argv[3]), [Path(name) for name in sys.argv[4:]]
 writer = LogWriter(path, info())
 for begin in range(0, upto, 20):
+    while min(file.stat().st_size for file in reads) < min(begin // 20, 3):  # else a slow one comes too late
+        time.sleep(0.01)
     make_session(writer, range(begin, begin + 20))
     writer.update_info(progress=begin)
 writer.close()
@@ -35,12 +36,13 @@ writer.close()
 """
 
 READER = """
-import json, sys, time
+import atexit, json, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from made_logs import TENSORS
 from layerwatch.monitor import Run
-path, upto, stop = Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+path, upto, stop, seen = Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5])
+atexit.register(lambda: seen.write_text(1000 * "x"))  # nobody waits for a reader that has failed
 while not (path / "run.json").exists():
     time.sleep(0.01)
 run, reads, last, done = Run(path), 0, 0, False
@@ -61,23 +63,26 @@ while not done:
     assert (few["step"][1:].to_numpy() == few["last_step"][:-1].to_numpy() + 1).all(), "bins do not follow"
     assert run.problems == {}, run.problems
     last, reads = len(steps), reads + 1
+    seen.write_text("x" * reads)
 print(json.dumps({"reads": reads, "steps": last, "sums": float(frame["norm"].sum())}))
 """
 
 
 def processes(tmp_path: Path, upto: int, readers: int) -> list[dict[str, float]]:
     path, stop = tmp_path / "a", tmp_path / "stop"
+    reads = [tmp_path / f"reads{number}" for number in range(readers)]
+    for file in reads:
+        file.touch()
     common = [str(HERE), str(path), str(upto)]
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", READER, *common, str(stop)],
+            [sys.executable, "-c", READER, *common, str(stop), str(file)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for _ in range(readers)
+        for file in reads
     ]  # fmt: skip
     try:
-        subprocess.run([sys.executable, "-c", WRITER, *common], check=True, timeout=600)
-        time.sleep(0.05)
+        subprocess.run([sys.executable, "-c", WRITER, *common, *map(str, reads)], check=True, timeout=600)
         stop.touch()
         answers = [p.communicate(timeout=120) for p in started]
     finally:

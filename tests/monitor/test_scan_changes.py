@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -40,10 +41,10 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the clock of who scans."""
+    """Sets the clock of who scans; a scan takes no time."""
 
     def set_to(moment: float) -> None:
-        monkeypatch.setattr(module.time, "time", lambda: moment)
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: moment, monotonic=lambda: 0.0))
 
     return set_to
 
