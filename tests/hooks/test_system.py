@@ -44,20 +44,20 @@ def sampling() -> list[threading.Thread]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
+def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(system, "JOIN_SECONDS", 100.0)  # a reading may be slow
     _others.clear()
     _others.update(sampling())
     yield
     assert not sampling()
 
 
-def trained(path: Path, done: Callable[[Watcher, float], bool]) -> Run:
-    """Trains until it is done, by the seconds that it has trained: ten at most."""
+def trained(path: Path, enough: Callable[[Watcher], bool]) -> Run:
+    """Trains until it is enough."""
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     with watch(model, optimizer, run=path, every=50) as watcher:
-        start = time.monotonic()
-        while not done(watcher, took := time.monotonic() - start) and took < 10:
+        while not enough(watcher):
             optimizer.zero_grad()
             loss_of(model(batch(0))).backward()
             optimizer.step()
@@ -70,17 +70,29 @@ def logged(run: Run) -> set[str]:
     return {name.removeprefix("system/") for name in run.scalar_names() if name.startswith("system/")}
 
 
+def wait_for_a_reading(watcher: Watcher) -> None:
+    """Which the next step writes."""
+    assert watcher._system is not None
+    while not watcher._system.samples:
+        time.sleep(0.002)
+
+
 # In a training ----------------------------------------------------------------------------------------------
 
 
 def test_a_training_logs_what_the_machine_did(tmp_path: Path, often: None) -> None:
     before = time.time()
-    run = trained(tmp_path / "run", lambda _, took: took > 0.4)
+
+    def thrice(_: Watcher) -> bool:
+        run = Run(tmp_path / "run")
+        names = logged(run)
+        return "cpu" in names and all(len(run.scalars(f"system/{name}")) > 2 for name in names)
+
+    run = trained(tmp_path / "run", thrice)
     assert LEVELS <= logged(run) <= LEVELS | RATES
     assert {"cpu", "cpu_process"} <= logged(run)
     for name in logged(run):
         frame = run.scalars(f"system/{name}")
-        assert len(frame) > 2, name
         assert frame["step"].is_monotonic_increasing
         assert frame["step"].between(0, run.last_step).all()
         assert frame["time"].between(before, time.time()).all()
@@ -96,14 +108,21 @@ def test_a_training_logs_what_the_machine_did(tmp_path: Path, often: None) -> No
 
 
 def test_a_process_at_work_is_seen_to_be(tmp_path: Path) -> None:
+    def clocks() -> tuple[float, float]:
+        return time.process_time(), time.monotonic()
+
     machine = Machine(tmp_path)
+    before = clocks()
     assert set(machine.read()) == LEVELS  # rates take two readings
-    began, used = time.monotonic(), time.process_time()
-    while time.process_time() < used + 0.3:
+    began = clocks()
+    while time.process_time() < began[0] + 0.3:
         pass
+    ended = clocks()
     numbers = machine.read()
-    share = 100 * (time.process_time() - used) / (time.monotonic() - began)
-    assert numbers["cpu_process"] == pytest.approx(share, rel=0.3)  # of a core
+    after = clocks()
+    least = 100 * (ended[0] - began[0]) / (after[1] - before[1])  # however long a reading has taken
+    most = 100 * (after[0] - before[0]) / (ended[1] - began[1])
+    assert least <= numbers["cpu_process"] <= most  # of a core
     assert numbers["cpu"] > 0
     time.sleep(0.3)
     assert machine.read()["cpu_process"] < 0.8 * numbers["cpu_process"]
@@ -131,8 +150,9 @@ def test_the_weights_are_the_same_bit_for_bit(tmp_path: Path, often: None) -> No
     def weights(name: str, **watching: Any) -> list[torch.Tensor]:
         model = mlp()
         optimizer = torch.optim.Adam(model.parameters(), 0.01)
-        slow = lambda _: time.sleep(0.005)  # noqa: E731
-        watched_training(tmp_path / name, model, optimizer, 30, watching=watching, after_step=slow)
+        with watch(model, optimizer, run=tmp_path / name, every=1, **watching) as watcher:
+            read = (lambda _: wait_for_a_reading(watcher)) if watcher._system else None
+            train(model, optimizer, 30, after_step=read)
         return [*weights_of(model).values(), torch.get_rng_state()]
 
     pairs = zip(weights("with"), weights("without", system=False), strict=True)
@@ -151,7 +171,7 @@ def test_the_log_is_written_by_the_thread_that_trains(
         write(self, step, when, numbers)
 
     monkeypatch.setattr(LogWriter, "scalars", noting)
-    trained(tmp_path / "run", lambda _, took: took > 0.2)
+    trained(tmp_path / "run", lambda _: any(of_the_system for _, of_the_system in writers))
     assert ("MainThread", True) in writers
     assert {thread for thread, _ in writers} == {"MainThread"}
 
@@ -160,39 +180,47 @@ def test_a_pause_keeps_the_latest_readings_and_writes_them_at_the_next_step(
     tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(system, "KEPT", 3)
+    read: list[float] = []
+
+    def count(_: Machine) -> dict[str, float]:
+        read.append(float(len(read)))
+        return {"memory": read[-1]}
+
+    monkeypatch.setattr(Machine, "read", count)
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     with watch(model, optimizer, run=tmp_path / "run", every=1) as watcher:
         train(model, optimizer, 1)
-        time.sleep(0.5)  # a validation
-        ends = time.time()
-        train(model, optimizer, 1)
+        before = len(read)
+        while len(read) < before + 8:  # a validation
+            time.sleep(0.01)
         watcher._end_sampling()
+        train(model, optimizer, 1)
     frame = Run(tmp_path / "run").scalars("system/memory")
-    late = frame[(frame["step"] == 1) & (frame["time"] <= ends)]
-    assert 1 <= len(late) <= 3  # one may be dropped while the step lasts
-    assert late["time"].min() > ends - 0.4  # the newest ones
+    assert frame.loc[frame["step"] == 1, "value"].tolist() == read[-3:]
 
 
 def test_a_machine_that_hangs_delays_neither_a_step_nor_the_end(
     tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released = threading.Event()
-    monkeypatch.setattr(Machine, "read", lambda self: released.wait(20) and {})
+    hangs, released = threading.Event(), threading.Event()
+
+    def hang(_: Machine) -> dict[str, float]:
+        hangs.set()
+        released.wait()
+        return {}
+
+    monkeypatch.setattr(Machine, "read", hang)
     monkeypatch.setattr(system, "JOIN_SECONDS", 0.1)
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    start = time.monotonic()
-    run = watched_training(
-        tmp_path / "run", model, optimizer, 5, after_step=lambda _: time.sleep(0.02)
-    )  # fmt: skip
-    took = time.monotonic() - start
-    released.set()
-    assert took < 10
-    assert run.info["closed"]
+    try:
+        run = watched_training(tmp_path / "run", model, optimizer, 5, after_step=lambda _: hangs.wait())
+        assert run.info["closed"]  # while it hangs
+    finally:
+        released.set()
     for thread in sampling():
-        thread.join(5)
-    assert not sampling()
+        thread.join()
 
 
 def test_what_a_system_does_not_tell_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,15 +337,14 @@ def test_a_forked_child_neither_reads_nor_writes(tmp_path: Path, often: None) ->
         train(model, optimizer, 2)
         child = os.fork()
         if child == 0:
-            train(model, optimizer, 2)
-            watcher.close()
-            os._exit(len(sampling()))
+            try:
+                train(model, optimizer, 2)
+                watcher.close()
+                os._exit(len(sampling()))
+            finally:
+                os._exit(99)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        began = time.monotonic()
-        sampler = watcher._system
-        assert sampler is not None
-        while not sampler.samples and time.monotonic() < began + 5:
-            time.sleep(0.01)
+        wait_for_a_reading(watcher)
         train(model, optimizer, 1)
     run = Run(tmp_path / "run")
     assert run.last_step == 2
@@ -330,14 +357,13 @@ def test_the_thread_ends_when_watching_does_because_of_an_error(tmp_path: Path, 
     assert sampling()
     watcher._fail(RuntimeError("ours"))
     for thread in sampling():
-        thread.join(5)
-    assert not sampling()
+        thread.join()
 
 
 def test_what_reading_takes_counts_as_monitoring(tmp_path: Path, often: None) -> None:
     taken = []
 
-    def enough(watcher: Watcher, _: float) -> bool:
+    def enough(watcher: Watcher) -> bool:
         assert watcher._system is not None
         taken.append(watcher._system.seconds)
         return taken[-1] > 0.02 and watcher._cadence._beside > 0.01
@@ -480,7 +506,7 @@ def test_a_training_on_a_machine_with_gpus_logs_them(
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    run = trained(tmp_path / "run", lambda _, took: took > 0.3)
+    run = trained(tmp_path / "run", lambda _: "gpu3/temperature" in logged(Run(tmp_path / "run")))
     assert run.scalars("system/gpu3/utilisation")["value"].unique().tolist() == [30.0]
     assert {"gpu0/power", "gpu1/memory", "gpu2/temperature"} <= logged(run)
     assert nvml.users == 0
