@@ -28,6 +28,7 @@ class Terminable(Protocol):
 
 _open: weakref.WeakKeyDictionary[Terminable, float] = weakref.WeakKeyDictionary()
 _installed = False
+_mask = threading.local()  # the signals that a forking thread had blocked
 #: The signal has come.
 asked = False
 
@@ -63,17 +64,27 @@ def _install() -> None:
         os.close(read)
         os.close(write)
     else:
-        os.register_at_fork(after_in_child=_leave_to_parent)
+        os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_leave_to_parent)
         threading.Thread(target=_end_in_time, args=(read,), name="layerwatch-signal", daemon=True).start()
     signal.signal(signal.SIGTERM, _handle)
     _installed = True
 
 
+def _hold() -> None:
+    """A forked child shares the pipe: a signal to it, which is none to its parent, has to wait for
+    `_leave_to_parent`."""
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+
+
 def _leave_to_parent() -> None:
-    """A forked child shares the pipe: a signal to it is none to its parent."""
     signal.set_wakeup_fd(-1)
     if signal.getsignal(signal.SIGTERM) is _handle:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _release()
 
 
 def _end_in_time(read: int) -> None:
