@@ -73,7 +73,9 @@
     }
     return 4 + gaps;
   }
+  // Runs, layers and findings come a moment after the pages: a line that the reader has gone to stays chosen.
   function search() {
+    const chosen = at && found[at];
     const query = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     const rank = { Page: 0, Action: 0.1, Finding: 0.2, Run: 0.3, Layer: 0.4 };
     found = [];
@@ -85,8 +87,12 @@
     if (query.length) found.sort((one, two) => one[0] - two[0]);
     else found.sort((one, two) => rank[one[1].kind] - rank[two[1].kind]);
     found = found.slice(0, SHOWN).map(([, item]) => item);
-    at = 0;
+    at = Math.max(found.findIndex(({ kind, text }) => kind === chosen?.kind && text === chosen.text), 0);
     show();
+  }
+  function anew() {
+    at = 0;
+    search();
   }
   function show() {
     list.replaceChildren(
@@ -132,7 +138,7 @@
       placeholder: "Page, run, layer, finding or action", type: "text",
     };
     for (const [name, value] of Object.entries(about)) input.setAttribute(name, value);
-    input.addEventListener("input", search);
+    input.addEventListener("input", anew);
     dialog.addEventListener("keydown", (event) => {
       event.stopPropagation();
       const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 };
@@ -157,7 +163,7 @@
     if (known.run !== run) known = { run };
     collect();
     dialog.showModal();
-    search();
+    anew();
     try {
       const answer = await fetch(`${layerwatch.base}/api/names?run=${encodeURIComponent(run)}`, { cache: "no-store" });
       if (!answer.ok) return;
