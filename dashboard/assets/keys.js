@@ -33,7 +33,8 @@
     }
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     if (event.target.closest?.("input, textarea, select, [contenteditable], [role='combobox'], dialog")) return;
-    const page = performance.now() - led < TOGETHER && window.layerwatch.pageKeys[event.key];
+    // When it was pressed: a busy page hears of it later.
+    const page = event.timeStamp - led < TOGETHER && window.layerwatch.pageKeys[event.key];
     led = event.key === "g" && !page ? performance.now() : -Infinity;
     if (!page && !Object.hasOwn(jobs, event.key)) return;
     event.preventDefault();
