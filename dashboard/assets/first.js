@@ -16,7 +16,7 @@ queueMicrotask(() => {
   // Rows, or the words that are there instead; a page that has neither is not waited for.
   const PATIENCE = 3000;
   const standing = [
-    "[data-said] .fleet-table", "#fleet-table > p", ".ag-row", "[class*=ag-overlay-no-]", "#runs-empty:not(.hidden)", "#error:not(.hidden)",
+    "[data-said] .fleet-table", "#fleet-table > p", ".ag-row .run-link", "[class*=ag-overlay-no-]", "#runs-empty:not(.hidden)", "#error:not(.hidden)",
     ".body:not(:has(#runs-card, #fleet-table)) > .notice",
   ];
   const ready = standing.map((selector) => `#react-entry-point ${selector}`).join(", ");
