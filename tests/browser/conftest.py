@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 from layerwatch import Run
+from tests.browser.reading import FLYING
 from tests.dashboard.tiny import write_runs
+
+expect.set_options(timeout=30_000)  # the machines that run tests are slow and busy
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -44,17 +56,28 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 
 @contextlib.contextmanager
-def serving(root: Path) -> Iterator[str]:
+def answering(*arguments: str) -> Iterator[str]:
+    """The address that a Python process prints once it listens."""
+    process = start(*arguments)
+    watchdog = threading.Timer(120, process.kill)
+    try:
+        watchdog.start()
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, f"the server said {line!r}"
+        watchdog.cancel()
+        yield found[0]
+    finally:
+        watchdog.cancel()
+        stop(process)
+
+
+@contextlib.contextmanager
+def serving(root: Path, code: str = SERVE) -> Iterator[str]:
     """The address of a dashboard over a folder, without the slash at the end."""
-    process = start("-c", SERVE, str(root))
-    watchdog = threading.Timer(60, process.kill)
-    watchdog.start()
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    watchdog.cancel()
-    assert "http://127.0.0.1:" in line, f"the server said {line!r}"
-    yield line.split()[2].rstrip("/")
-    stop(process)
+    with answering("-c", code, str(root)) as address:
+        yield address.rstrip("/")
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +124,7 @@ def open_page(browser: Browser, server: str) -> Iterator[Callable[..., Page]]:
     def open_path(path: str, width: int = 1440, height: int = 900, scheme: str = "light") -> Page:
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # pyright: ignore[reportArgumentType]
         contexts.append(context)
+        context.add_init_script(FLYING)
         page = context.new_page()
         page.set_default_timeout(30_000)
         page.on("console", heard)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import stands
-from tests.browser.reading import until
+from tests.browser.reading import settled, until
 
 PAGES = [
     "/",
@@ -27,15 +27,15 @@ CONTRAST = {"runOnly": ["color-contrast"]}  # nothing else differs between the t
 SCREENS = {"wide": (1440, ("light", "dark")), "phone": (390, ("light",))}
 
 
-def settled(page: Page) -> None:
+def complete(page: Page) -> None:
     """The page is open, its plots are drawn or say why not, nothing is being judged."""
     stands(page)
     page.locator("h1").wait_for()
-    until(lambda: page.locator(".plot-frame.waiting:visible").count() == 0, "all plots", 60)
-    until(lambda: page.locator(".badge.checking").count() == 0, "all judgements", 60)
-    page.wait_for_timeout(300)  # fades
+    until(lambda: page.locator(".badge.checking").count() == 0, "all judgements", 120)
+    settled(page)
 
 
+@pytest.mark.timeout(600)  # axe reads thirty pages
 @pytest.mark.parametrize("screen", SCREENS)
 def test_no_violation_on_any_page(open_page: Callable[..., Page], screen: str) -> None:
     """And no page is wider than the screen."""
@@ -46,10 +46,11 @@ def test_no_violation_on_any_page(open_page: Callable[..., Page], screen: str) -
     for path in PAGES:
         page.goto(start + path)
         for scheme in schemes:
-            while page.locator("html").get_attribute("data-mantine-color-scheme") != scheme:
+            complete(page)
+            if page.locator("html").get_attribute("data-mantine-color-scheme") != scheme:
                 page.locator("#theme-button").click()
-                page.wait_for_timeout(200)
-            settled(page)
+                expect(page.locator("html")).to_have_attribute("data-mantine-color-scheme", scheme)
+                complete(page)
             rules = None if scheme == schemes[0] else CONTRAST
             for violation in Axe().run(page, options=rules).response["violations"]:
                 for node in violation["nodes"]:
@@ -64,7 +65,7 @@ def test_no_violation_on_any_page(open_page: Callable[..., Page], screen: str) -
 
 def test_the_first_tab_stop_leads_to_the_content(open_page: Callable[..., Page]) -> None:
     page = open_page("/run/healthy/overview")
-    settled(page)
+    complete(page)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     page.keyboard.press("Enter")

@@ -17,6 +17,7 @@ from tests.dashboard.tiny import write_runs
 Held = Callable[..., tuple[Page, Callable[[], None]]]
 #: Text of the table's head, and of its rows without the ages, which grow.
 HEADS = "(heads) => heads.map((head) => head.innerText.trim()).filter(Boolean)"
+GRID_HEADS = ".ag-header-cell-text:not(.unseen-head *)"
 RUNS = "(links) => links.map((link) => link.innerText)"
 
 
@@ -69,8 +70,9 @@ def test_the_table_of_runs_is_there_and_becomes_the_grid(held: Held, width: int)
     assert len(runs) == 4
     go_on()
     expect(page.locator(".first-table")).to_have_count(0)
-    assert page.locator("#runs-grid .ag-header-cell-text:not(.unseen-head *)").evaluate_all(HEADS) == heads
-    assert page.locator("#runs-grid .run-link").evaluate_all(RUNS) == runs
+    head, links = (page.locator(f"#runs-grid {cells}") for cells in (GRID_HEADS, ".run-link"))
+    until(lambda: head.evaluate_all(HEADS) == heads, "the same columns")
+    until(lambda: links.evaluate_all(RUNS) == runs, "the same runs")
     expect(page.locator("#runs-grid [row-id='vanishing'] .badge").first).to_have_text(health)
 
 
@@ -100,7 +102,9 @@ def test_a_link_leads_on_before_dash_is_there(held: Held) -> None:
 def test_pinned_runs_are_on_top_at_once(held: Held) -> None:
     page, go_on = held("/")
     go_on()
-    last = page.locator("#runs-grid .run-link").evaluate_all(RUNS)[-1]
+    links = page.locator("#runs-grid .run-link")
+    expect(links).to_have_count(4)
+    last = links.evaluate_all(RUNS)[-1]
     page.evaluate("(run) => localStorage.setItem('layerwatch_pins', encodeURIComponent(run))", last)
     page.route("**/_dash-layout", lambda route: None)
     page.goto(page.url.partition("?")[0])

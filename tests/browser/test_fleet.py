@@ -51,9 +51,7 @@ def open_lab(lab: str, browser: Browser) -> Iterator[Callable[..., Page]]:
         stands(page)
         return page
 
-    expect.set_options(timeout=30_000)
     yield open_path
-    expect.set_options(timeout=5_000)
     for context in contexts:
         context.close()
     assert [text for text in wrong if not text.startswith(("data:", "blob:"))] == []

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import FloatRect, Page, expect
+from playwright.sync_api import FloatRect, Page, Route, expect
 
 from layerwatch import Run
-from tests.browser.reading import address, array, layout, traces, until
+from tests.browser.reading import address, array, layout, settled, traces, until
 
 Open = Callable[..., Page]
 LINES = """() => Object.fromEntries([...document.querySelectorAll('.dash-graph')].map(graph => [graph.id,
@@ -23,14 +23,6 @@ RANGE = """name => {
   const plot = document.querySelector(`[id="${name}"] .js-plotly-plot`);
   return plot._fullLayout.xaxis.range.map(Number);
 }"""
-
-
-def settled(page: Page, *names: str) -> None:
-    """Plots that are drawn and can be dragged."""
-    for name in names:
-        traces(page, name)
-    page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(700)  # a drag that starts while the plot is still being drawn is lost
 
 
 def area(page: Page, name: str, subplot: int = 0) -> FloatRect:
@@ -116,12 +108,11 @@ def test_a_drag_zooms_every_plot_and_back_undoes_it(open_page: Open) -> None:
     assert 33 < high < 38
     for name in ("history-plot", "quantile-plot", "histogram-weight"):
         zoomed(page, name, (low, high))
-    settled(page)
+    settled(page, "history-plot")
     drag(page, "history-plot", 0.2, 0.8)
     until(lambda: step_range(page) != (low, high), "a second zoom")
     zoomed(page, "history-plot", step_range(page))
-    settled(page)
-    page.wait_for_timeout(1000)  # nothing of the second zoom is on its way
+    settled(page, "history-plot")
     page.go_back()
     until(lambda: step_range(page) == (low, high), "the first zoom again")
     zoomed(page, "history-plot", (low, high))
@@ -210,10 +201,17 @@ def test_keys_and_the_search_lead_everywhere(open_page: Open, healthy: Run) -> N
     expect(page.get_by_role("heading", level=1)).to_have_text("vanishing")
     expect(page.locator(".nav-link.active")).to_have_text("Layer")
 
+    held: list[Route] = []
+    page.route("**/api/names*", lambda route: held.append(route))
     page.locator("#palette-button").click()
     expect(page.get_by_role("option", selected=True)).to_be_visible()
     for _ in range(3):
         page.keyboard.press("ArrowDown")
+    expect(page.get_by_role("option", selected=True)).to_contain_text("Drift")
+    until(lambda: page.wait_for_timeout(50) or held, "the request for the names")
+    with page.expect_response("**/api/names*"):
+        held.pop().continue_()
+    settled(page)  # what comes later leaves the line that the reader has gone to
     expect(page.get_by_role("option", selected=True)).to_contain_text("Drift")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog", name="Search")).to_be_hidden()

@@ -14,12 +14,11 @@ from torch import nn
 
 from layerwatch.dashboard.figures.cells import values_of
 from tests.browser.conftest import serving
-from tests.browser.reading import address, layout, traces, until
+from tests.browser.reading import address, layout, settled, traces, until
 from tests.dashboard.made_runs import HOSTILE, LAYERS, NASTY, PARTS_AT, write_run, write_runs
 from tests.dashboard.tiny import mlp, train
 
 Open = Callable[..., Page]
-expect.set_options(timeout=30_000)  # as long as the other waits of these tests
 SELECTED = "#layer-rows [aria-selected=true]"
 TOPS = "[...document.querySelectorAll('.plot-frame')].map(one => Math.round(one.getBoundingClientRect().top))"
 DEEP = tuple(f"encoder.layer.{i}.{part}.weight" for i in range(24) for part in ("query", "key", "dense"))
@@ -75,19 +74,18 @@ def test_the_tree_by_mouse_and_by_keyboard_and_nothing_moves(open_page: Open) ->
     until(lambda: chosen(page) == "encoder.layer.7.query.weight", "the layer before")
     assert page.evaluate("scrollY") == 0
     page.locator("#history-plot").scroll_into_view_if_needed()
-    traces(page, "history-plot")
-    page.wait_for_timeout(300)
+    settled(page, "history-plot")
     before = page.evaluate(TOPS)
     page.keyboard.press("j")  # moves nothing
     expect(page.locator("#layer-name")).to_have_text("encoder.layer.7.key.weight")
-    page.wait_for_timeout(500)
+    settled(page, "history-plot")
     assert page.evaluate(TOPS) == before
 
 
 def test_the_tree_marks_layers_and_names_the_finding(open_page: Open) -> None:
     page = open_page("/run/vanishing/layer")
     marked = page.locator(".tree-row:has(.tree-mark.critical)")
-    expect(marked.first).to_be_visible(timeout=60_000)
+    expect(marked.first).to_be_visible(timeout=120_000)
     expect(page.locator(SELECTED)).to_contain_text("critical finding")
     line = page.locator(".finding-line").first
     expect(line.locator(".finding")).to_be_hidden()
@@ -99,16 +97,18 @@ def test_two_steps_by_clicks_and_by_typing_and_ridges(open_page: Open) -> None:
     page = open_page(f"/run/base/layer?tensor={LAYERS[0]}")
     names = lambda: [trace["name"] for trace in traces(page, "steps-plot")]  # noqa: E731
     assert names() == ["step 0", "step 190"]
-    page.wait_for_load_state("networkidle")
+    settled(page, "histogram-weight", "steps-plot")
     drag = page.locator("#histogram-weight .nsewdrag").first
     box = drag.bounding_box()
     assert box
-    for share in (0.3, 0.7):
-        page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
-        until(lambda: "second=" in address(page), "the pick in the address")
-        page.wait_for_timeout(400)
-    until(lambda: names()[0] != "step 0" and names()[1] != "step 190", "both picks")
-    assert "first=" in address(page)
+    page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + box["height"] / 2)
+    until(lambda: names()[1] != "step 190", "the first pick")
+    picked = names()[1]
+    assert names()[0] == "step 0"
+    settled(page, "histogram-weight")
+    page.mouse.click(box["x"] + 0.7 * box["width"], box["y"] + box["height"] / 2)
+    until(lambda: names()[0] == picked and names()[1] not in ("step 190", picked), "both picks")
+    until(lambda: "first=" in address(page) and "second=" in address(page), "the picks in the address")
     page.get_by_role("textbox", name="first step").fill("55")
     until(lambda: names()[0] == "step 50", "the typed step")
     page.get_by_text("Log", exact=True).first.click()

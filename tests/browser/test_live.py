@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,42 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect
 
+from layerwatch import Run
 from layerwatch.dashboard.figures.base import packed
 from layerwatch.dashboard.figures.cells import cells
 from layerwatch.dashboard.figures.diff import difference
-from tests.browser.conftest import CHECKOUT, start, stop
-from tests.browser.reading import traces, until
+from tests.browser.conftest import CHECKOUT, serving, start, stop
+from tests.browser.reading import settled, traces, until
 
 Open = Callable[..., Page]
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the runs that these tests train: other tests count the runs of theirs."""
+    return tmp_path_factory.mktemp("live")
+
+
+@pytest.fixture(scope="module")
+def server(root: Path) -> Iterator[str]:
+    with serving(root) as address:
+        yield address
+
+
 @pytest.fixture
-def training(runs_root: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+def training(root: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """A process that trains until the test ends; the run's name."""
     name = request.node.name
-    process = start(str(CHECKOUT / "tests" / "dashboard" / "tiny.py"), str(runs_root / name))
+    process = start(str(CHECKOUT / "tests" / "dashboard" / "tiny.py"), str(root / name))
     try:
-        until((runs_root / name / "run.json").is_file, "the first row of the live run", 120)
+        until((root / name / "run.json").is_file, "the live run", 120)
+        until(lambda: Run(root / name).last_step > 5, "its first steps", 120)
         yield name
     finally:
         stop(process)
 
 
 def test_a_live_run_grows_on_screen(open_page: Open, training: str) -> None:
-    time.sleep(1)
     page = open_page(f"/run/{training}/overview")
     page.evaluate("window.sameDocument = true")
     expect(page.locator(".badge.live")).to_be_visible()
@@ -52,7 +64,7 @@ def test_a_live_run_grows_on_screen(open_page: Open, training: str) -> None:
 
     page.locator("#live-button").click()
     expect(page.locator("#live-button")).to_have_text("Paused")
-    page.wait_for_timeout(1500)
+    settled(page, "loss-plot")  # the last answer is in
     paused = last_step()
     page.wait_for_timeout(2500)
     assert last_step() == paused
@@ -81,18 +93,8 @@ d.serve(pathlib.Path(sys.argv[1]), port=0)
 """
 
 
-@contextmanager
-def served(code: str, root: Path) -> Iterator[str]:
-    process = start("-c", code, str(root))
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().split()[2].rstrip("/")
-    finally:
-        stop(process)
-
-
-def test_a_slow_server_never_builds_a_queue(browser: Browser, runs_root: Path, training: str) -> None:
-    with served(SLOW, runs_root) as address:
+def test_a_slow_server_never_builds_a_queue(browser: Browser, root: Path, training: str) -> None:
+    with serving(root, SLOW) as address:
         page = browser.new_context().new_page()
         flying: set[object] = set()
         asked, most = 0, 0
@@ -105,9 +107,9 @@ def test_a_slow_server_never_builds_a_queue(browser: Browser, runs_root: Path, t
 
         page.on("request", up)
         page.on("requestfinished", lambda request: flying.discard(request))
+        began = time.monotonic()
         page.goto(f"{address}/run/{training}/gradient-flow")
         before = len(traces(page, "flow-map")[0]["x"])
-        began = time.monotonic()
         until(lambda: len(traces(page, "flow-map")[0]["x"]) > before, "more columns in the map")
         until(lambda: page.wait_for_timeout(100) or asked >= 2, "another question")
         assert most == 1
@@ -126,11 +128,12 @@ READER = """() => ({
 
 def test_a_live_update_leaves_the_reader_alone(open_page: Open, training: str) -> None:
     page = open_page(f"/run/{training}/layer?tensor=2.weight&range=2:12", height=500)
-    traces(page, "history-plot")
-    page.wait_for_load_state("networkidle")
+    page.locator("#live-button").click()  # a plot that is drawn again during a drag forgets the drag
+    expect(page.locator("#live-button")).to_have_text("Paused")
+    settled(page, "history-plot")
     plot = page.locator("#history-plot .nsewdrag").first
     plot.scroll_into_view_if_needed()
-    page.wait_for_timeout(500)
+    settled(page, "history-plot")
     box = plot.bounding_box()
     assert box
     x = box["x"] + box["width"] / 2
@@ -138,6 +141,7 @@ def test_a_live_update_leaves_the_reader_alone(open_page: Open, training: str) -
     page.mouse.down()
     page.mouse.move(x + 1, box["y"] + box["height"] * 0.8, steps=5)
     page.mouse.up()
+    page.locator("#live-button").click()
     page.evaluate(
         "for (const one of ['#history-plot', '.tree-drawer']) document.querySelector(one).mark = one"
     )
@@ -184,12 +188,10 @@ def test_the_browser_applies_patches_as_they_are_meant(open_page: Open) -> None:
 
 
 @pytest.mark.soak
-def test_an_hour_of_live_updates_leaves_no_memory_behind(
-    browser: Browser, runs_root: Path, training: str
-) -> None:
+def test_an_hour_of_live_updates_leaves_no_memory_behind(browser: Browser, root: Path, training: str) -> None:
     """3,600 ticks, up to 20 a second instead of one: the pace of assets/live.js and of the server's looks at
     the log are shortened, all else is as always. The heap after each tenth, garbage collected, stays."""
-    with served(PATIENT, runs_root) as address:
+    with serving(root, PATIENT) as address:
         page = browser.new_context().new_page()
         page.add_init_script("window.layerwatch = { pace: 40 }")
         page.goto(f"{address}/run/{training}/layer?tensor=2.weight")

@@ -11,7 +11,7 @@ from playwright.sync_api import FloatRect, Page, expect
 
 from layerwatch import Run
 from layerwatch.dashboard.figures.cells import LOW, values_of
-from tests.browser.reading import address, traces, until
+from tests.browser.reading import address, settled, traces, until
 
 Open = Callable[..., Page]
 
@@ -22,8 +22,7 @@ def heat(page: Page, plot: str = "flow-map") -> dict[str, Any]:
 
 def box(page: Page, plot: str = "flow-map") -> FloatRect:
     """Where the map is, once it can be clicked."""
-    traces(page, plot)
-    page.wait_for_timeout(1500)  # a click that comes while the plot is still being drawn is lost
+    settled(page, plot)
     found = page.locator(f"#{plot} .nsewdrag").first.bounding_box()
     assert found
     return found

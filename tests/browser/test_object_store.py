@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from layerwatch import Run
 from layerwatch.monitor.description import write_json
 from layerwatch.monitor.mirror import Mirror
-from tests.browser.conftest import start, stop
+from tests.browser.conftest import answering
 from tests.browser.reading import array, traces, until
 from tests.object_server import ObjectServer
 
@@ -21,10 +21,8 @@ from tests.object_server import ObjectServer
 def server(object_server: ObjectServer, runs_root: Path) -> Iterator[str]:
     bucket = object_server.make_bucket()
     Mirror(runs_root / "healthy", f"{bucket}/group/healthy").send()
-    process = start("-m", "layerwatch", "dashboard", f"{bucket}/", "--port", "0")
-    assert process.stdout is not None
-    yield process.stdout.readline().split()[2].rstrip("/")
-    stop(process)
+    with answering("-m", "layerwatch", "dashboard", f"{bucket}/", "--port", "0") as address:
+        yield address.rstrip("/")
 
 
 def test_runs_of_a_bucket(
@@ -47,4 +45,5 @@ def test_runs_of_a_bucket(
     for name, written in (("alive", b""), ("run.json", (tmp_path / "run.json").read_bytes())):
         with files.open_output_stream(f"bucket/group/healthy/{name}") as stream:
             stream.write(written)
-    expect(page.locator(".badge.live")).to_be_visible(timeout=30_000)
+    # Every 10 s the bucket is asked, every 15 s the page asks.
+    expect(page.locator(".badge.live")).to_be_visible(timeout=120_000)

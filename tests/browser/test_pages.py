@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from layerwatch import Run
 from layerwatch.dashboard.figures.cells import values_of
 from layerwatch.dashboard.urls import RUN_PAGES
-from tests.browser.reading import address, layout, traces, until
+from tests.browser.reading import address, layout, settled, traces, until
 
 Open = Callable[..., Page]
 PLOTS = {
@@ -60,7 +60,7 @@ def test_the_runs_page_lists_every_run(open_page: Open) -> None:
     page = open_page("/")
     for name in ("healthy", "vanishing", "nested/blow-up", "finetune"):
         expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
-    expect(page.locator(".badge.checking")).to_have_count(0, timeout=60_000)
+    expect(page.locator(".badge.checking")).to_have_count(0, timeout=120_000)
     row = page.locator("[row-id='nested/blow-up']")
     expect(row.locator(".badge").first).to_have_text("critical")
     page.locator("#runs-grid").get_by_text("Step", exact=True).click()
@@ -141,7 +141,7 @@ def test_without_a_selection_the_layer_page_shows_the_worst_layer(open_page: Ope
     run = Run(f"{runs_root}/vanishing")
     worst = next(f.layers[0] for f in run.findings() if f.severity != "info" and f.layers)
     page = open_page("/run/vanishing/overview")
-    expect(page.locator(".finding").first).to_be_visible(timeout=60_000)
+    expect(page.locator(".finding").first).to_be_visible(timeout=120_000)
     page.get_by_role("link", name="Layer", exact=True).click()
     expect(page.get_by_role("textbox", name="layer", exact=True)).to_have_value(worst)
 
@@ -149,7 +149,7 @@ def test_without_a_selection_the_layer_page_shows_the_worst_layer(open_page: Ope
 def test_a_click_on_a_finding_opens_its_layer(open_page: Open) -> None:
     page = open_page("/run/vanishing/overview")
     link = page.locator(".finding .layer-link").first
-    expect(link).to_be_visible(timeout=60_000)
+    expect(link).to_be_visible(timeout=120_000)
     name = link.inner_text()
     link.click()
     expect(page.get_by_role("textbox", name="layer", exact=True)).to_have_value(name)
@@ -158,7 +158,7 @@ def test_a_click_on_a_finding_opens_its_layer(open_page: Open) -> None:
 def test_a_click_on_a_row_opens_that_layer(open_page: Open) -> None:
     page = open_page("/run/healthy/gradient-flow")
     names = traces(page, "flow-map")[0]["y"]
-    page.wait_for_timeout(2000)  # a drag that starts while the plot is still being drawn is lost
+    settled(page, "flow-map")
     box = page.locator("#flow-map .nsewdrag").first.bounding_box()
     assert box
     page.mouse.move(box["x"] + 100, box["y"] + box["height"] * 1.5 / len(names))
@@ -171,7 +171,7 @@ def test_a_click_on_a_row_opens_that_layer(open_page: Open) -> None:
 def test_a_drag_zooms_reads_again_and_is_in_the_address(open_page: Open) -> None:
     page = open_page("/run/healthy/gradient-flow")
     traces(page, "flow-map")
-    page.wait_for_timeout(2000)  # a drag that starts while the plot is still being drawn is lost
+    settled(page, "flow-map")
     box = page.locator("#flow-map .nsewdrag").first.bounding_box()
     assert box
     page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 20)

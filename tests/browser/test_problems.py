@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from layerwatch.monitor.problems import SECTIONS, problems
+from tests.browser.reading import address
 
 Open = Callable[..., Page]
 
@@ -15,13 +16,13 @@ Open = Callable[..., Page]
 def test_a_finding_leads_to_its_page_in_place_and_back(open_page: Open) -> None:
     page = open_page("/run/vanishing/overview")
     head = page.locator("button[data-finding]").first
-    expect(head).to_be_visible(timeout=60_000)
+    expect(head).to_be_visible(timeout=120_000)
     problem = head.get_attribute("data-finding")
     assert problem
     page.evaluate("window.here = true")  # gone after a load
     page.locator(".finding").first.get_by_role("link", name="About this problem").click()
     expect(page.locator("h1")).to_have_text(problems()[problem].title)
-    assert page.url.endswith(f"/problems/{problem}")
+    assert address(page).endswith(f"/problems/{problem}")
     headings = page.locator(".prose h2")
     expect(headings.first).to_be_visible(timeout=30_000)
     assert headings.all_inner_texts() == list(SECTIONS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -22,8 +22,8 @@ from torch import nn
 
 from layerwatch.dashboard.urls import RUN_PAGES
 from layerwatch.hooks import watch
-from tests.browser.conftest import start, stop
-from tests.browser.reading import address, array, traces, until
+from tests.browser.conftest import answering
+from tests.browser.reading import address, array, settled, traces, until
 
 Open = Callable[..., Page]
 EVIL = "https:&#47;&#47;evil"
@@ -77,19 +77,10 @@ def hostile_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dashboard() -> Iterator[Callable[..., str]]:
     """Start a real `layerwatch dashboard`; the address that it prints."""
-    running: list[subprocess.Popen[str]] = []
-
-    def run(*arguments: str) -> str:
-        running.append(start("-m", "layerwatch", "dashboard", *arguments, "--port", "0"))
-        output = running[-1].stdout
-        assert output is not None
-        found = re.search(r"http://\S+", output.readline())
-        assert found
-        return found[0]
-
-    yield run
-    for process in running:
-        stop(process)
+    with contextlib.ExitStack() as running:
+        yield lambda *arguments: running.enter_context(
+            answering("-m", "layerwatch", "dashboard", *arguments, "--port", "0")
+        )
 
 
 @pytest.fixture
@@ -103,7 +94,7 @@ def server(hostile_root: Path, dashboard: Callable[..., str]) -> str:
 
 def drawn(page: Page) -> None:
     """All plots have been answered."""
-    expect(page.locator(".plot-frame.waiting:visible")).to_have_count(0, timeout=60_000)
+    expect(page.locator(".plot-frame.waiting:visible")).to_have_count(0, timeout=120_000)
 
 
 def untouched(page: Page) -> None:
@@ -126,7 +117,7 @@ def test_hostile_names_are_text_on_every_page(open_page: Open) -> None:
     for slug, word in RUN_PAGES.items():
         page.locator(".nav-link", has_text=re.compile(f"^{word}$")).click()
         page.wait_for_url(re.compile(rf"/run/.+/{slug}"))
-        drawn(page)
+        settled(page)
         expect(page.locator(".plot-frame.failed")).to_have_count(0)
         expect(page.locator("#error")).to_have_class("hidden")
         untouched(page)
@@ -141,11 +132,11 @@ def test_a_layer_of_any_name_has_its_page(open_page: Open) -> None:
         page.goto(f"{root}/run/{quote(RUN)}/layer?tensor={quote(name + '.weight')}")
         expect(page.locator(".plot-frame").first).to_be_attached()
         drawn(page)
-        assert page.locator(".js-plotly-plot .trace:visible, .js-plotly-plot .heatmaplayer image").count()
+        marks = page.locator(".js-plotly-plot .trace:visible, .js-plotly-plot .heatmaplayer image")
+        expect(marks.first).to_be_attached()
         assert page.evaluate("window.layerwatch.state.tensor") == f"{name}.weight"
         if len(name) < 100:
-            said = " ".join(page.locator("#body").inner_text().split())
-            assert " ".join(name.split()) in said
+            expect(page.locator("#body")).to_contain_text(name, use_inner_text=True)
         untouched(page)
 
 
@@ -233,6 +224,10 @@ class Proxy(ThreadingHTTPServer):
         self.target, self.strip = target, strip
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def __exit__(self, *raised: Any) -> None:
+        self.shutdown()
+        super().__exit__(*raised)
+
 
 class Forward(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -273,38 +268,36 @@ def test_behind_a_proxy_s_path(
 ) -> None:
     url = dashboard(str(runs_root), "--prefix", "/x/", "--allow-host", "runs.example.org")
     assert url.endswith("/x/")
-    proxy = Proxy(url.split("/")[2], strip)
-    root = f"http://127.0.0.1:{proxy.server_port}"
-    context = browser.new_context()
-    page = context.new_page()
-    wrong: list[str] = []
-    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith((root + "/x/", "blob:", "data:")) else wrong.append(r.url),
-    )
-    page.goto(f"{root}/x/")
-    page.get_by_role("link", name="healthy", exact=True).click()
-    page.wait_for_url("**/x/run/healthy/overview*")
-    until(lambda: traces(page, "loss-plot"), "the losses")
-    for slug in ("gradient-flow", "layer", "alerts"):
-        page.locator(".nav-link", has_text=re.compile(f"^{RUN_PAGES[slug]}$")).click()
-        page.wait_for_url(f"**/x/run/healthy/{slug}*")
-        drawn(page)
-    with page.expect_response("**/x/api/live") as news:  # live updates go through the proxy, too
-        page.wait_for_timeout(100)
-    assert news.value.status == 200
-    page.goto(f"{root}/x/run/vanishing/overview")
-    until(lambda: traces(page, "loss-plot"), "the losses")
-    with page.expect_download() as saved:
-        choose(page, "loss-plot", "parquet")
-    assert pq.read_table(saved.value.path()).num_rows
-    icon = page.locator("link[rel=icon]").get_attribute("href")
-    assert (icon or "").startswith("/x/assets/")
-    assert {c.get("path") for c in context.cookies()} == {"/x/"}
-    context.close()
-    proxy.shutdown()
-    proxy.server_close()
+    with Proxy(url.split("/")[2], strip) as proxy:
+        root = f"http://127.0.0.1:{proxy.server_port}"
+        context = browser.new_context()
+        page = context.new_page()
+        wrong: list[str] = []
+        page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith((root + "/x/", "blob:", "data:")) else wrong.append(r.url),
+        )
+        page.goto(f"{root}/x/")
+        page.get_by_role("link", name="healthy", exact=True).click()
+        page.wait_for_url("**/x/run/healthy/overview*")
+        until(lambda: traces(page, "loss-plot"), "the losses")
+        for slug in ("gradient-flow", "layer", "alerts"):
+            page.locator(".nav-link", has_text=re.compile(f"^{RUN_PAGES[slug]}$")).click()
+            page.wait_for_url(f"**/x/run/healthy/{slug}*")
+            drawn(page)
+        with page.expect_response("**/x/api/live") as news:  # live updates go through the proxy, too
+            page.wait_for_timeout(100)
+        assert news.value.status == 200
+        page.goto(f"{root}/x/run/vanishing/overview")
+        until(lambda: traces(page, "loss-plot"), "the losses")
+        with page.expect_download() as saved:
+            choose(page, "loss-plot", "parquet")
+        assert pq.read_table(saved.value.path()).num_rows
+        icon = page.locator("link[rel=icon]").get_attribute("href")
+        assert (icon or "").startswith("/x/assets/")
+        assert {c.get("path") for c in context.cookies()} == {"/x/"}
+        context.close()
     assert wrong == []
 
 

@@ -147,7 +147,7 @@ def test_every_line_leads_to_its_evidence() -> None:
 
 
 def test_the_same_list_is_not_sent_twice(library: Library) -> None:
-    run, judged = library.run("healthy"), library.judgement("healthy", wait=60)
+    run, judged = library.run("healthy"), library.judgement("healthy", wait=150)
     one, two = (alerts.listed(run, "healthy", judged, "all", "any", "") for _ in range(2))
     assert one["stamp"] == two["stamp"]
     other = alerts.listed(run, "healthy", judged, "events", "any", "start")
@@ -188,7 +188,7 @@ def test_nothing_at_all_is_said_in_words() -> None:
 
 @pytest.mark.parametrize("run", ["healthy", "vanishing", "nested/blow-up"])
 def test_the_page_opens_with_its_filters(library: Library, run: str) -> None:
-    library.judgement(run, wait=60)
+    library.judgement(run, wait=150)
     params = {"show": "events", "kind": "restart", "filter": "process"}
     _, _, body = open_page(library, View("alerts", run, params), {})
     values = controls(body)

@@ -41,7 +41,7 @@ def drawn(library: Library, run: str = "healthy", **params: str) -> dict[str, An
 
 
 def test_the_page_starts_with_the_worst_layer(library: Library) -> None:
-    judged = library.judgement("vanishing", wait=60)
+    judged = library.judgement("vanishing", wait=150)
     assert judged is not None
     named = [name for finding in judged.alarms for name in finding.layers]
     assert named, "the vanishing run should raise an alarm that names a layer"

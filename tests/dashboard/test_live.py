@@ -66,7 +66,7 @@ def grown(library: Library, before: str) -> None:
 
 
 def test_the_live_route_knows_runs_and_only_runs(client: Client, library: Library) -> None:
-    library.judgement("healthy", wait=60)
+    library.judgement("healthy", wait=150)
     answer = ask(client, run="healthy")
     assert set(answer) == {"cursor", "said", "live", "plots", "texts"}
     assert answer["live"] is False
@@ -100,7 +100,7 @@ def test_odd_questions_get_an_answer(client: Client) -> None:
 
 def test_the_cursor_changes_when_the_run_grows_and_only_then(tmp_path: Path, step: Step) -> None:
     library = Library(tmp_path)
-    library.judgement("one", wait=60)
+    library.judgement("one", wait=150)
     before = library.cursor("one")
     assert library.cursor("one") == before
     step()
@@ -114,7 +114,7 @@ def test_patches_make_the_figures_that_a_fresh_page_shows(tmp_path: Path, step: 
     state = {"axis": "relative", "smoothing": 0.5, "tensor": "0.weight", "range": "", "scale": "log"}
     for _ in range(12):
         step()
-    library.judgement("one", wait=60)
+    library.judgement("one", wait=150)
 
     def drawn() -> dict[str, Any]:
         values = {plot.id: [state.get(key) or None for key in plot.controls] for plot in PAGES[page].PLOTS}

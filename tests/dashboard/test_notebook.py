@@ -65,7 +65,7 @@ def test_a_folder_is_served_once(runs_root: Path) -> None:
     other = layerwatch.show(runs_root / "vanishing")
     assert other.url.partition("/run")[0] != first.url.rstrip("/")
     judges = first._library._judges
-    assert judges.ask(str(runs_root / "healthy")).result(60)
+    assert judges.ask(str(runs_root / "healthy")).result(150)
     assert judges.pid
     first.close()
     assert judges.pid is None

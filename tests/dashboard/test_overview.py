@@ -44,7 +44,7 @@ def finding(
 
 @pytest.fixture(scope="module")
 def vanished(library: Library) -> Finding:
-    judged = library.judgement("vanishing", wait=60)
+    judged = library.judgement("vanishing", wait=150)
     assert judged is not None
     return judged.alarms[0]
 
@@ -174,7 +174,7 @@ def test_the_range_of_a_finding_shows_its_steps(first: int, last: int, end: int)
 
 
 def test_a_finding_is_a_button_with_its_layer_and_range(library: Library, vanished: Finding) -> None:
-    judged = library.judgement("vanishing", wait=60)
+    judged = library.judgement("vanishing", wait=150)
     items = panel.finding_list("vanishing", judged, 59)
     buttons = [p.to_plotly_json()["props"] for p in parts(items) if type(p).__name__ == "Button"]
     assert buttons[0]["data-finding"] == vanished.problem
@@ -310,7 +310,7 @@ def test_a_loss_that_blows_up_later_leaves_the_noise_before_it_alone() -> None:
 
 def test_key_figures_are_those_of_the_log(library: Library, runs_root: Path) -> None:
     run = Run(runs_root / "healthy")
-    found = overview.numbers(run, library.judgement("healthy", wait=60))
+    found = overview.numbers(run, library.judgement("healthy", wait=150))
     assert found["Steps"][0] == "60"
     assert found["Alarms"][0] == "0"
     json.dumps(found)

@@ -84,7 +84,7 @@ def test_an_unknown_problem_names_the_closest(library: Library) -> None:
 
 
 def test_a_finding_leads_to_its_page(library: Library) -> None:
-    judged = library.judgement("vanishing", wait=60)
+    judged = library.judgement("vanishing", wait=150)
     assert judged is not None
     problem = judged.alarms[0].problem
     assert problem_href(problem) in links(panel.finding_list("vanishing", judged, 59))

@@ -130,7 +130,7 @@ def test_nothing_is_computed_again_for_unchanged_runs(
     library_of: Callable[[], Library], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = library_of()
-    summary, judged = first.summary("vanishing"), first.judgement("vanishing", wait=60)
+    summary, judged = first.summary("vanishing"), first.judgement("vanishing", wait=150)
     assert judged is not None
     assert judged.alarms
 
@@ -147,14 +147,14 @@ def test_nothing_is_computed_again_for_unchanged_runs(
 
 
 def test_a_damaged_cache_is_ignored(library_of: Callable[[], Library], cache: Path) -> None:
-    judged = library_of().judgement("healthy", wait=60)
+    judged = library_of().judgement("healthy", wait=150)
     assert judged is not None
     files = list((cache / "judgements").iterdir())
     assert len(files) == 1
     kept = files[0].read_text()
     for content in ("", "[]", "\x00", json.dumps(json.loads(kept) | {"answer": {"stamp": 1}})):
         files[0].write_text(content)
-        again = library_of().judgement("healthy", wait=60)
+        again = library_of().judgement("healthy", wait=150)
         assert again is not None
         assert again.findings == judged.findings
         assert files[0].read_text() == kept  # whole again
@@ -208,14 +208,14 @@ def test_the_worker_is_another_process_and_comes_back_when_it_dies(runs_root: Pa
     heard: list[str] = []
     judges = Judges(lambda url, _: heard.append(url))
     url = str(runs_root / "vanishing")
-    assert judges.ask(url).result(60).alarms
+    assert judges.ask(url).result(150).alarms
     first = judges.pid
     assert first is not None
     assert first != os.getpid()
     assert os.getpriority(os.PRIO_PROCESS, first) > os.getpriority(os.PRIO_PROCESS, 0)
     os.kill(first, signal.SIGKILL)
     os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)  # nobody reads the next question
-    assert judges.ask(url).result(60).alarms
+    assert judges.ask(url).result(150).alarms
     second = judges.pid
     assert second not in (None, first)
     assert heard == [url, url]
@@ -238,7 +238,7 @@ def test_a_worker_that_was_being_made_ends_with_the_others(
             judges._closed = True
 
     monkeypatch.setattr(subprocess, "Popen", Slow)
-    assert "ended without an answer" in judges.ask(str(runs_root / "healthy")).result(60).error
+    assert "ended without an answer" in judges.ask(str(runs_root / "healthy")).result(150).error
     until(lambda: judges.pid is None)
     assert [process.returncode for process in made] == [-signal.SIGKILL]
 
@@ -256,7 +256,7 @@ def test_the_worker_ends_with_its_server(runs_root: Path, tmp_path: Path) -> Non
     code = (
         "import sys, os, layerwatch.dashboard.judging as j\n"
         "judges = j.Judges(lambda *_: None)\n"
-        "judges.ask(sys.argv[1]).result(60)\n"
+        "judges.ask(sys.argv[1]).result(150)\n"
         "print(judges.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )

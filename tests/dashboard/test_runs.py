@@ -82,7 +82,7 @@ def test_only_rows_that_changed_are_sent_again(runs_root: Path, tmp_path: Path) 
         shutil.copytree(runs_root / name, tmp_path / name)
     library, table = Library(tmp_path), Rows()
     for name in ("healthy", "finetune"):
-        library.judgement(name, wait=60)
+        library.judgement(name, wait=150)
     before, cursor = table.all(library, patience=30)
     assert len(before) == 2
     assert table.since(library, cursor)[:2] == ([], [])

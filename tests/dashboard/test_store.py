@@ -25,7 +25,7 @@ def test_known_runs_stay_while_the_store_cannot_be_reached(
     assert list(library.runs()) == ["group/healthy"]
     assert list(Library(f"{bucket}/group/healthy").runs()) == ["healthy"]
     assert library.run("group/healthy").last_step > 0
-    judged = library.judgement("group/healthy", wait=60.0)
+    judged = library.judgement("group/healthy", wait=150)
     assert judged is not None
     assert judged.error == ""
 
