@@ -1,6 +1,6 @@
 """A training that is asked to end (SIGTERM, as schedulers send it) finishes its log first.
 
-Only where nobody else handles the signal. The process ends by it all the same. Python runs a handler between
+Only while nobody else handles the signal. The process ends by it all the same. Python runs a handler between
 two operations of the main thread, so that one that hangs in native code would not end any more: a thread sees
 the signal as well, and ends the process when the handler is not done in time.
 """
@@ -73,7 +73,8 @@ def _install() -> None:
 def _hold() -> None:
     """A forked child shares the pipe: a signal to it, which is none to its parent, has to wait for
     `_leave_to_parent`."""
-    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    held = {signal.SIGTERM} if _ours() else set()  # another handler may raise, which a fork would swallow
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
 
 
 def _release() -> None:
@@ -82,13 +83,18 @@ def _release() -> None:
 
 def _leave_to_parent() -> None:
     signal.set_wakeup_fd(-1)
-    if signal.getsignal(signal.SIGTERM) is _handle:
+    if _ours():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _release()
 
 
+def _ours() -> bool:
+    """Nobody has set another handler since: that one ends the process in order."""
+    return signal.getsignal(signal.SIGTERM) is _handle
+
+
 def _end_in_time(read: int) -> None:
-    while signal.SIGTERM not in os.read(read, 1):
+    while signal.SIGTERM not in os.read(read, 1) or not _ours():
         pass
     threading.Event().wait(max(_open.values(), default=GRACE_SECONDS))
     ctypes.pythonapi.PyOS_setsig(int(signal.SIGTERM), None)  # `signal.signal` is for the main thread only

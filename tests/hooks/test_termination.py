@@ -111,6 +111,26 @@ def test_a_handler_of_the_user_stays(tmp_path: Path, start: Callable[..., Child]
     assert Run(tmp_path / "run").info["closed"]  # at exit
 
 
+def test_a_handler_that_the_user_sets_later_has_all_its_time(
+    tmp_path: Path, start: Callable[..., Child]
+) -> None:
+    """One that has the training write a checkpoint and go on to its end, say."""
+    before = "termination.GRACE_SECONDS = 0.2\nheard = []"
+    inside = """
+    if step == 3:
+        signal.signal(signal.SIGTERM, lambda *_: heard.append(step))
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    if step == 30:
+        break
+"""
+    child = start(before, inside + "print(heard)")
+    out, said = child.communicate()
+    assert (child.returncode, said, out.splitlines()[-2:]) == (0, "", ["30", "[5]"])
+    assert Run(tmp_path / "run").info["closed"]
+
+
 def test_a_process_that_hangs_in_native_code_ends_all_the_same(
     tmp_path: Path, start: Callable[..., Child]
 ) -> None:
