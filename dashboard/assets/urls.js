@@ -129,11 +129,16 @@
   addEventListener("keydown", (event) => event.key === "Escape" && closeMenus(null));
 
   // While the server makes the page; Dash itself would wait until the first plot is on it.
+  let read = false;
   function readPlotly() {
     const early = document.querySelector("#plotly[rel=preload]");
-    if (!early || window.Plotly) return;
+    if (!early || read || window.Plotly) return;
+    read = true;
     document.head.append(Object.assign(document.createElement("script"), { src: early.href }));
   }
+
+  // A slow server has not sent the layout yet: the browser warns of what it has loaded early for nothing.
+  addEventListener("load", () => setTimeout(readPlotly, 1000));
 
   const runPath = (name) => name.split("/").map(encodeURIComponent).join("/");
   Object.assign(window.dash_clientside.layerwatch, {

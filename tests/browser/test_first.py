@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from layerwatch.monitor.fleet import TABLE, scan, write_table
 from tests.browser.conftest import serving, stands
-from tests.browser.reading import until
+from tests.browser.reading import traces, until
 from tests.dashboard.tiny import write_runs
 
 #: Opens a page and keeps Dash from its layout until the second result is called.
@@ -118,6 +118,14 @@ def test_without_scripts_the_page_is_still_there(lab: str, browser: Browser) -> 
     page.goto(lab + "/")
     expect(page.get_by_role("heading", level=1)).to_have_text("Runs")
     context.close()
+
+
+def test_what_is_loaded_early_is_used_also_when_the_layout_is_late(held: Held) -> None:
+    """Else the browser warns."""
+    page, go_on = held("/run/healthy/overview")
+    until(lambda: page.evaluate("!!window.Plotly"), "the library of plots")
+    go_on()
+    assert traces(page, "loss-plot")
 
 
 def test_nobody_waits_for_rows_that_do_not_come(held: Held) -> None:

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from layerwatch.monitor.fleet import TABLE, ScanTable, scan, write_table
 from tests.browser.conftest import serving, stands
-from tests.browser.reading import address, until
+from tests.browser.reading import address, settled, until
 
 RUNS = ("healthy", "vanishing", "nested/blow-up", "finetune")
 
@@ -59,6 +59,7 @@ def open_lab(lab: str, browser: Browser) -> Iterator[Callable[..., Page]]:
 
 def accessible(page: Page) -> None:
     """axe has nothing to say, and the page is as wide as the screen."""
+    settled(page)
     found = Axe().run(page).response["violations"]
     assert [(v["id"], [node["target"] for node in v["nodes"]]) for v in found] == []
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
