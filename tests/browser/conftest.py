@@ -27,7 +27,7 @@ from layerwatch import Run
 from tests.browser.reading import FLYING
 from tests.dashboard.tiny import write_runs
 
-expect.set_options(timeout=30_000)  # the machines that run tests are slow and busy
+expect.set_options(timeout=60_000)  # the machines that run tests are slow and busy
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -126,7 +126,7 @@ def open_page(browser: Browser, server: str) -> Iterator[Callable[..., Page]]:
         contexts.append(context)
         context.add_init_script(FLYING)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("console", heard)
         page.on("pageerror", lambda error: wrong.append(f"page error: {error}"))
         page.on("request", asked)

@@ -43,7 +43,7 @@ def open_lab(lab: str, browser: Browser) -> Iterator[Callable[..., Page]]:
     def open_path(path: str, width: int = 1440) -> Page:
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
         page.on("request", lambda asked: None if asked.url.startswith(lab) else wrong.append(asked.url))

@@ -24,7 +24,7 @@ def test_a_finding_leads_to_its_page_in_place_and_back(open_page: Open) -> None:
     expect(page.locator("h1")).to_have_text(problems()[problem].title)
     assert address(page).endswith(f"/problems/{problem}")
     headings = page.locator(".prose h2")
-    expect(headings.first).to_be_visible(timeout=30_000)
+    expect(headings.first).to_be_visible()
     assert headings.all_inner_texts() == list(SECTIONS)
     related = problems()[problem].related[0]
     page.locator(".prose").get_by_role("link", name=related, exact=True).first.click()
@@ -40,7 +40,7 @@ def test_a_finding_leads_to_its_page_in_place_and_back(open_page: Open) -> None:
 @pytest.mark.parametrize("width", [390, 1440])
 def test_the_longest_page_fits_and_lists_are_lists(open_page: Open, width: int) -> None:
     page = open_page("/problems/exploding_gradients", width=width)
-    expect(page.locator(".prose ol").first.locator("li")).to_have_count(3, timeout=30_000)
+    expect(page.locator(".prose ol").first.locator("li")).to_have_count(3)
     expect(page.locator(".prose table tbody tr").first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.locator("#theme-button").click()  # a page without controls: nothing to draw again, and no error

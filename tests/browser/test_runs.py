@@ -65,7 +65,7 @@ def open_sweep(sweep: str, browser: Browser) -> Iterator[Open]:
     def open_path(path: str) -> Page:
         contexts.append(browser.new_context(viewport={"width": 1440, "height": 900}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
         page.goto(sweep + path)
