@@ -246,8 +246,8 @@ def _answer(future: Any) -> Any:
     except Exception as error:
         if _killed(future):
             return "each worker that read it was ended, by too little memory perhaps: give workers more"
-        if future.cancelled():
-            return _GONE
+        if future.cancelled() or (future.status != "error" and isinstance(error, OSError)):
+            return _GONE  # it was done perhaps, but cannot be fetched any more
         return f"{type(error).__name__}: {error}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from layerwatch.monitor.fleet import engines, scan
 from tests.monitor.made_fleets import make_fleet, make_sick
 from tests.monitor.made_logs import make_run
 from tests.object_server import ObjectServer
+
+pytestmark = pytest.mark.timeout(600)  # many processes begin here, which a busy machine does slowly
 
 #: Differ from scan to scan: findings hold when they were noticed, `heard` is by the scan's clock.
 OWN = ("scanned", "seconds", "findings", "heard")
@@ -57,6 +60,40 @@ def slowly(item: Any) -> Any:
     return double(item)
 
 
+def until(done: Callable[[], object]) -> None:
+    limit = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def cluster_of_processes(folder: Path, checkout: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address of a scheduler, which has one worker, and its process."""
+    about = folder / "scheduler.json"
+    modules = os.pathsep.join([str(checkout), str(Path(__file__).parent)])
+    once = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}  # one worker that dies is enough
+    environment = {**os.environ, **once, "PYTHONPATH": modules}
+
+    def begin(kind: str, *options: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(about), *options],
+            env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    with contextlib.ExitStack() as stack:
+        for kind, options in (
+            ("scheduler", ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")),
+            ("worker", ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder))),
+        ):
+            process = stack.enter_context(begin(kind, *options))
+            stack.callback(process.kill)
+            if kind == "scheduler":
+                scheduler = process
+                until(lambda: about.exists() and about.read_text().endswith("}"))
+        yield json.loads(about.read_text())["address"], scheduler
+
+
 @pytest.fixture
 def fleet_on_s3(tmp_path: Path, object_server: ObjectServer) -> str:
     make_fleet(tmp_path / "runs")
@@ -71,7 +108,7 @@ def orphans() -> Iterator[None]:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
     left = [c for c in psutil.Process().children(recursive=True) if c.pid not in before and _works(c)]
-    gone, left = psutil.wait_procs(left, timeout=10)
+    gone, left = psutil.wait_procs(left, timeout=60)
     assert not left, (gone, left)
 
 
@@ -80,6 +117,25 @@ def _works(process: psutil.Process) -> bool:
         return "resource_tracker" not in " ".join(process.cmdline())
     except psutil.Error:
         return False
+
+
+def children(process: psutil.Process, word: str) -> list[psutil.Process]:
+    """Those with this word on their command line."""
+    found = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if word in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def hears_ctrl_c(process: psutil.Process) -> bool:
+    """Python runs in it, and would tell where it was: what comes earlier ends a process without a word."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1)
+    return False
 
 
 def test_processes_outlive_one_that_dies(tmp_path: Path, orphans: None) -> None:
@@ -137,11 +193,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing(
 
     def kill(done: int, total: int) -> None:
         if done == 2:
-            workers = [
-                c
-                for c in psutil.Process().children(recursive=True)
-                if "--multiprocessing-fork" in c.cmdline()
-            ]
+            workers = children(psutil.Process(), "--multiprocessing-fork")
             killed.append(workers[0].pid)
             workers[0].kill()
 
@@ -160,6 +212,68 @@ def test_what_a_scheduler_has_dropped_is_told_without_its_own_words(orphans: Non
         assert engines._answer(future).startswith("the Dask scheduler went away before it was read")
 
 
+def test_a_scheduler_that_is_lost_in_the_middle_costs_no_run_its_row(
+    tmp_path: Path, checkout: Path, orphans: None
+) -> None:
+    root, names = tmp_path / "runs", [f"r{number:02}" for number in range(12)]
+    for name in names:
+        make_run(root / name, 3)
+    told: list[tuple[int, int]] = []
+    with cluster_of_processes(tmp_path, checkout) as (address, scheduler):
+
+        def lose(done: int, total: int) -> None:
+            told.append((done, total))
+            if done == 2:
+                scheduler.kill()
+                scheduler.wait()
+
+        table = scan(root, engine="dask", scheduler=address, progress=lose)
+    assert told == [(done, 12) for done in range(1, 13)]
+    assert sorted(row["run"] for row in table.rows) == names
+    assert [row["steps"] for row in table.rows if not row["error"]] == [3, 3]
+    lost = [row["error"] for row in table.rows if row["error"]]
+    assert lost == ["the Dask scheduler went away before it was read: the next scan reads it"] * 10
+    again = scan(root, before=table)
+    assert sorted((row["run"], row["steps"], row["error"]) for row in again.rows) == [
+        (name, 3, None) for name in names
+    ]
+
+
+def test_a_scheduler_that_is_lost_before_the_last_are_tried_alone(
+    tmp_path: Path, checkout: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = engines._killed
+    with cluster_of_processes(tmp_path, checkout) as (address, scheduler):
+
+        def lose(future: Any) -> bool:
+            if not killed(future):
+                return False
+            scheduler.kill()
+            scheduler.wait()
+            until(lambda: future.client.status == "closed")  # it has tried to reach it again
+            return True
+
+        monkeypatch.setattr(engines, "_killed", lose)
+        found = list(engines.dask(double, ["dies"], scheduler=address))
+    assert scheduler.returncode == -signal.SIGKILL
+    assert found == [("dies", "the Dask scheduler went away before it was read: the next scan reads it")]
+
+
+def test_a_result_that_cannot_be_fetched_any_more_is_told_without_dasks_own_words() -> None:
+    class Done:
+        """It was done when the connection broke."""
+
+        status = "finished"
+
+        def result(self) -> Any:
+            raise OSError("in <TCP (closed) ConnectionPool.gather>: Stream is closed")
+
+        def cancelled(self) -> bool:
+            return False
+
+    assert engines._answer(Done()).startswith("the Dask scheduler went away before it was read")
+
+
 @pytest.mark.parametrize("engine", ["processes", "dask"])
 def test_ctrl_c_ends_all_processes_without_a_word(tmp_path: Path, checkout: Path, engine: str) -> None:
     make_fleet(tmp_path / "runs")
@@ -171,20 +285,18 @@ def test_ctrl_c_ends_all_processes_without_a_word(tmp_path: Path, checkout: Path
     )  # fmt: skip
     family = psutil.Process(process.pid)
     try:
-        workers: list[psutil.Process] = []
+        workers: set[psutil.Process] = set()
         while len(workers) < 2:  # they have begun, and import what they need
             assert process.poll() is None
-            time.sleep(0.05)
-            workers = [
-                child for child in family.children(recursive=True) if "spawn_main" in str(child.cmdline())
-            ]
+            time.sleep(0.01)
+            workers |= {child for child in children(family, "spawn_main") if hears_ctrl_c(child)}
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        said = process.communicate(timeout=60)
+        said = process.communicate(timeout=120)
     finally:
         process.kill()
         process.communicate()
     assert (process.returncode, *said) == (130, "", "")
-    assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert not psutil.wait_procs(workers, timeout=60)[1]
     assert not list((tmp_path / "runs").glob("*.parquet"))
 
 
@@ -202,11 +314,11 @@ def test_a_scheduler_that_is_not_there_is_named_soon(tmp_path: Path, monkeypatch
     began = time.monotonic()
     with pytest.raises(RunError, match=r"tcp://127\.0\.0\.1:1 does not answer"):
         scan(tmp_path, engine="dask", scheduler="tcp://127.0.0.1:1")
-    assert time.monotonic() - began < 20
-    left = threading.active_count()
+    assert time.monotonic() - began < 30  # Dask's own patience
+    before = set(threading.enumerate())
     with pytest.raises(RunError, match="does not answer"):
         scan(tmp_path, engine="dask", scheduler="nonsense")
-    assert threading.active_count() == left  # no half-made client is left behind
+    assert set(threading.enumerate()) <= before  # no half-made client is left behind
 
 
 def test_a_cluster_without_workers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,9 +342,7 @@ def test_workers_without_layerwatch_are_named(tmp_path: Path, orphans: None) -> 
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            until = time.monotonic() + 60
-            while not cluster.scheduler.workers and time.monotonic() < until:
-                time.sleep(0.1)
+            until(lambda: cluster.scheduler.workers)
             with pytest.raises(RunError, match="install layerwatch"):
                 scan(tmp_path, engine="dask", scheduler=cluster.scheduler_address)
         finally:
