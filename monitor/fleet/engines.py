@@ -190,6 +190,7 @@ def dask(
 @contextlib.contextmanager
 def _client(scheduler: str | None, workers: int | None, most: int) -> Iterator[Any]:
     """A client of a running scheduler, or of a cluster that ends with it."""
+    from dask import config
     from distributed import Client, LocalCluster
     from distributed.comm.addressing import get_address_host_port
 
@@ -214,7 +215,9 @@ def _client(scheduler: str | None, workers: int | None, most: int) -> Iterator[A
             )  # fmt: skip
     except (RuntimeError, OSError) as error:
         raise RunError(f"a Dask cluster cannot be started here ({_words(error)}): {_GUARD}") from None
-    with cluster, Client(cluster, set_as_default=False) as client:
+    # A worker that dies is started again; one that is not back within 15 s would never be used, nor replaced.
+    patience = config.set({"distributed.deploy.lost-worker-timeout": "1 day"})
+    with patience, cluster, Client(cluster, set_as_default=False) as client:
         yield client
 
 

@@ -161,6 +161,16 @@ def test_dask_outlives_workers_that_die(tmp_path: Path, orphans: None) -> None:
     assert "ended, by too little memory" in got["dies"]
 
 
+def test_a_worker_that_is_long_in_starting_again_is_used(tmp_path: Path, orphans: None) -> None:
+    import distributed  # noqa: F401  # which brings the setting
+    from dask import config
+
+    items = [0, tmp_path / "once", 1]
+    with config.set({"distributed.deploy.lost-worker-timeout": "1ms"}):  # any start is long
+        found = list(engines.dask(double, items, workers=1))
+    assert {str(item): result for item, result in found} == {"0": 0, str(tmp_path / "once"): "done", "1": 2}
+
+
 def test_every_engine_makes_the_same_rows(fleet_on_s3: str, orphans: None) -> None:
     one = scan(fleet_on_s3)
     assert {row["run"]: row["health"] for row in one.rows} == {
