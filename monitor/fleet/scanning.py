@@ -71,6 +71,7 @@ def scan(
         rows[place.name] = _with_past(_relative(row, store.url), known)
         if progress is not None:
             progress(done, len(unread))
+    _opened(root)  # a share that has gone meanwhile is no root without runs
     ended = now + time.monotonic() - clock
     for name, row in rows.items():
         _hear(row, known.get(name), before, now)

@@ -136,6 +136,34 @@ def test_a_root_that_is_mounted_elsewhere_is_the_same_root(tmp_path: Path, read:
     assert Run(row["url"]).last_step == 4
 
 
+@pytest.mark.parametrize("when", ["it was listed", "a run was read"])
+def test_a_root_that_goes_away_while_it_is_scanned_is_not_one_without_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    make_fleet(tmp_path / "runs")
+    list_, read = module.places, module.read_below
+
+    def away() -> None:
+        if (tmp_path / "runs").exists():
+            (tmp_path / "runs").rename(tmp_path / "away")
+
+    def listed(store: Store, private: list[str]) -> Any:
+        away()
+        return list_(store, private)
+
+    def read_late(root: str, place: Any) -> Any:
+        away()
+        return read(root, place)
+
+    if when == "it was listed":
+        monkeypatch.setattr(module, "places", listed)
+    else:
+        monkeypatch.setattr(module, "read_below", read_late)
+    with pytest.raises(RunError, match="check the path"):
+        scan_and_keep(tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()  # where the share is mounted again
+
+
 def test_half_copied_runs_are_runs_still(tmp_path: Path) -> None:
     make_run(tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
