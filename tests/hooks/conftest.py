@@ -1,12 +1,19 @@
-"""What every test of the hooks gets: no training of another test that is still watched."""
+"""What every test of the hooks gets: no training of another test that is still watched, and nothing that
+happens after ten seconds: a loaded machine takes them for what takes one."""
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterator
 
 import pytest
 
+from layerwatch.hooks import live, system
 from layerwatch.hooks.watcher import _watching
+
+live.CHECK_SECONDS = math.inf  # tests of looks and of readings set them
+system.PERIOD = threading.TIMEOUT_MAX
 
 
 @pytest.fixture(autouse=True)

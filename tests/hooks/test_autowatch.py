@@ -429,9 +429,12 @@ def test_a_forked_worker_is_not_watched(tmp_path: Path) -> None:
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         child = os.fork()
         if child == 0:
-            train(model, optimizer, STEPS)
-            found.auto.finish()
-            os._exit(int((tmp_path / "run").exists()))
+            try:
+                train(model, optimizer, STEPS)
+                found.auto.finish()
+                os._exit(int((tmp_path / "run").exists()))
+            finally:
+                os._exit(99)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         train(model, optimizer, 2)
     assert Run(tmp_path / "run").last_step == 1

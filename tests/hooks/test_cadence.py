@@ -203,8 +203,9 @@ def test_a_new_finding_brings_captures(tmp_path: Path, monkeypatch: pytest.Monke
     assert set(range(50, 61)) <= set(captured)
 
 
-def test_auto_on_a_real_loop_stays_near_its_budget(tmp_path: Path) -> None:
-    """Lenient: a loaded machine stretches single captures."""
+def test_auto_on_a_real_loop_stays_near_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processor time: what others do on the machine stretches single captures."""
+    monkeypatch.setattr(time, "perf_counter", time.thread_time)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)

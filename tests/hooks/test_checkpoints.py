@@ -352,8 +352,8 @@ def test_a_run_on_an_object_store(object_server: ObjectServer, tmp_path: Path) -
 CHILD = """
 import os, signal, sys, threading, torch
 from layerwatch import watch
-from layerwatch.hooks import checkpoints
-read = checkpoints.Opened.digests
+from layerwatch.hooks import checkpoints, termination
+termination.GRACE_SECONDS = 100.0  # a slow machine may take long to finish a log
 def endless(self, stop):
     while True:
         if stop():
@@ -368,6 +368,8 @@ model(torch.randn(4, 8)).sum().backward()
 optimizer.step()
 torch.save(model.state_dict(), "a.pt")
 watcher.checkpoint("a.pt")
+if sys.argv[1] == "slow":
+    termination.GRACE_SECONDS = 1.0  # half of it is waited for the file
 os.kill(os.getpid(), signal.SIGTERM)
 threading.Event().wait(60)
 """
@@ -418,20 +420,21 @@ def test_trainer_checkpoints_are_recorded_by_themselves(tmp_path: Path) -> None:
     assert verify(kept / "model.safetensors", [tmp_path / "run"]).status == "identical"
 
 
-def test_the_training_thread_hardly_waits(tmp_path: Path) -> None:
-    """A large file takes the thread what opening it takes."""
+def test_the_training_thread_hardly_works_and_does_not_wait(tmp_path: Path, held: Callable[[], None]) -> None:
+    """A large file takes the thread what opening it takes, in processor time."""
     made = training()
-    safetensors.torch.save_file({"w": torch.zeros(64 << 18)}, tmp_path / "large.safetensors")  # 64 MiB
+    large = tmp_path / "large.safetensors"
+    safetensors.torch.save_file({"w": torch.zeros(64 << 18)}, large)  # 64 MiB
     with watched("run", made) as watcher:
         train(*made, 1)
-        began = time.perf_counter()
-        watcher.checkpoint("large.safetensors")
-        took = time.perf_counter() - began
-        assert watcher._checkpoints is not None
-        began = time.perf_counter()
-        watcher._checkpoints.finish()
-        reading = time.perf_counter() - began
-    logging.getLogger(__name__).info("%.1f ms, then %.1f ms in the background", 1e3 * took, 1e3 * reading)
-    assert took < reading / 4
+        began = time.thread_time()
+        watcher.checkpoint(large)
+        took = time.thread_time() - began
+        held()
+    began = time.thread_time()
+    sha256(large)
+    reading = time.thread_time() - began
+    logging.getLogger(__name__).info("%.1f ms, reading takes %.1f ms", 1e3 * took, 1e3 * reading)
+    assert took < reading / 2  # it is read twice
     (record,) = (c.record for c in records("run"))
     assert json.dumps(record["dtypes"]) == json.dumps({"float32": 64 << 18})

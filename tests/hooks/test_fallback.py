@@ -51,7 +51,8 @@ model = Model()
 model.conv.to(memory_format=torch.channels_last)
 dense = [p for n, p in model.named_parameters() if not n.startswith("table")]
 optimizers = [torch.optim.Adam(dense, 1e-3, eps=1e-4), torch.optim.SparseAdam(model.table.parameters())]
-with watch(model, optimizers, run=Path(sys.argv[1]), every=2, anchors=2, step_norms=True) as watcher:
+options = {"every": 2, "anchors": 2, "step_norms": True, "system": False}
+with watch(model, optimizers, run=Path(sys.argv[1]), **options) as watcher:
     for step in range(5):
         loss = nn.functional.cross_entropy(model(torch.randn(8, 3, 6, 6), torch.randint(0, 30, (8,))),
                                            torch.randint(0, 16, (8,)))
