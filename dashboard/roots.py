@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..monitor import Run, RunError, StoreError
-from ..monitor.fleet.places import places
+from ..monitor.fleet.places import places, within
 from ..monitor.runs import each, run_folders
 from ..monitor.store import parted, store_of
 from .scanned import Opening, Scanned, below, is_table
@@ -200,9 +200,9 @@ class Root:
 
     def _look(self) -> None:
         """Behind a scan table: open runs that are new or have changed since, forget those that are gone."""
-        began = time.monotonic()
+        began, private = time.monotonic(), list[str]()
         try:
-            there = {place.name: place for place in places(self._store)}
+            there = {place.name: place for place in places(self._store, private)}
         except (StoreError, OSError):
             return
         newer = {place.name for place in there.values() if self.table.newer(place)}
@@ -213,7 +213,8 @@ class Root:
                 self._take(name, found)
             time.sleep(0.002)  # the pages first
         with self._lock:
-            self._newer, self._gone = newer, self.table.rows.keys() - there.keys()
+            gone = self.table.rows.keys() - there.keys()
+            self._newer, self._gone = newer, {name for name in gone if not within(name, private)}
             for name in self._runs.keys() - there.keys():
                 del self._runs[name]
             self._arrange()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +54,11 @@ def places(store: Store, private: list[str] | None = None) -> list[Place]:
         if (run := _owner(name, folders)) is not None:
             folders[run][name[len(run) :].lstrip("/")] = known
     return [_place(store, run, files) for run, files in sorted(folders.items())]
+
+
+def within(run: str, folders: Iterable[str]) -> bool:
+    """A run is one of these folders, or lies below one."""
+    return any(f"{run}/".startswith(f"{folder}/") for folder in folders)
 
 
 def _runs(tree: Mapping[str, object]) -> set[str]:

@@ -17,7 +17,7 @@ from ..process import alive
 from ..run import LIVE_SECONDS
 from ..store import Store, store_of
 from . import engines
-from .places import Place, places, storable
+from .places import Place, places, storable, within
 from .reading import Row, read_below, unreadable
 from .table import HEALTHS, ScanTable
 
@@ -64,7 +64,7 @@ def scan(
     known = {row["run"]: row for row in before.rows} if before is not None else {}
     private: list[str] = []
     kept, unread, left_out = _sorted_out(places(store, private), known, since)
-    unread += [_unlisted(row) for name, row in known.items() if _within(name, private)]
+    unread += [_unlisted(row) for name, row in known.items() if within(name, private)]
     rows = {place.name: row | {"url": place.url, "wrote": place.wrote} for place, row in kept}
     for done, (place, found) in enumerate(_read(store, unread, engine, scheduler, workers), 1):
         row = unreadable(place, found) if isinstance(found, str) else found
@@ -119,10 +119,6 @@ def _sorted_out(
         else:
             unread.append(place)
     return kept, unread, left_out
-
-
-def _within(run: str, folders: list[str]) -> bool:
-    return any(f"{run}/".startswith(f"{folder}/") for folder in folders)
 
 
 def _unlisted(row: Row) -> Place:

@@ -193,5 +193,6 @@ def read_table(path: str | Path) -> ScanTable:
     if version > VERSION:
         raise RunError(f"{path} has version {version}, this layerwatch reads up to {VERSION}: upgrade it")
     known = [column for column in COLUMNS.names if column in found.column_names]
-    rows = [unknown() | row for row in found.select(known).to_pylist()]
+    absent = {column: value for column, value in unknown().items() if column not in known}
+    rows = [absent | row for row in found.select(known).to_pylist()]
     return ScanTable(str(about["root"]), rows, scanned, about.get("before"), list(about.get("notes") or ()))

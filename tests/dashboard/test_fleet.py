@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from layerwatch.monitor import Run, RunError
 from layerwatch.monitor.fleet import COLUMNS, TABLE, ScanTable, scan, write_table
 from layerwatch.monitor.fleet.search import parse
 from tests.dashboard.test_pages import text
+from tests.monitor.rights import without_rights
 
 NOW = 1_800_000_000.0
 EMPTY: dict[str, Any] = {field.name: [] if str(field.type).startswith("list") else None for field in COLUMNS}
@@ -211,6 +213,26 @@ def test_a_root_with_a_table_finds_what_is_newer_behind_it(
         assert scanned[key] == pytest.approx(summary[key]), key
     write_table(scan(tmp_path, before=table), tmp_path / TABLE)
     until(lambda: library.runs() is not None and "new" in library.table.rows and library.newer() == 0)
+
+
+def test_runs_of_a_table_in_a_folder_that_may_not_be_listed_stay(
+    runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerwatch.dashboard.roots.SCAN_SECONDS", 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in ("a", "team/b", "gone"):
+            shutil.copytree(runs_root / "healthy", root / name)
+        root.chmod(0o755)
+        write_table(scan(root), root / TABLE)
+        shutil.copytree(runs_root / "healthy", root / "new")
+        shutil.rmtree(root / "gone")
+        (root / "team").chmod(0)
+        with without_rights():
+            library = Library(root)
+            until(lambda: set(library.runs()) == {"a", "team/b", "new"})
+            with pytest.raises(PermissionError):
+                library.run("team/b")
 
 
 def test_names_of_a_table_in_a_root_do_not_lead_out_of_it(runs_root: Path, tmp_path: Path) -> None:
