@@ -57,8 +57,8 @@ def places(store: Store, private: list[str] | None = None) -> list[Place]:
 
 
 def within(run: str, folders: Iterable[str]) -> bool:
-    """A run is one of these folders, or lies below one."""
-    return any(f"{run}/".startswith(f"{folder}/") for folder in folders)
+    """A run is one of these folders, or lies below one; a name from a table may lead out of it."""
+    return ".." not in run.split("/") and any(f"{run}/".startswith(f"{folder}/") for folder in folders)
 
 
 def _runs(tree: Mapping[str, object]) -> set[str]:

@@ -63,11 +63,14 @@ def scan(
     # By the path below the root, which may be mounted elsewhere by now.
     known = {row["run"]: row for row in before.rows} if before is not None else {}
     private: list[str] = []
-    kept, unread, left_out = _sorted_out(places(store, private), known, since)
-    unread += [_unlisted(row) for name, row in known.items() if within(name, private)]
+    found = places(store, private)
+    for name, row in known.items():
+        if within(name, private):
+            found += _unlisted(store, row)
+    kept, unread, left_out = _sorted_out(found, known, since)
     rows = {place.name: row | {"url": place.url, "wrote": place.wrote} for place, row in kept}
-    for done, (place, found) in enumerate(_read(store, unread, engine, scheduler, workers), 1):
-        row = unreadable(place, found) if isinstance(found, str) else found
+    for done, (place, answer) in enumerate(_read(store, unread, engine, scheduler, workers), 1):
+        row = unreadable(place, answer) if isinstance(answer, str) else answer
         rows[place.name] = _with_past(_relative(row, store.url), known)
         if progress is not None:
             progress(done, len(unread))
@@ -121,9 +124,15 @@ def _sorted_out(
     return kept, unread, left_out
 
 
-def _unlisted(row: Row) -> Place:
-    """A run of the earlier table that is not listed any more. It may be readable still."""
-    return Place(row["run"], row["run"], row["url"], "", row["wrote"] or 0.0, row["bytes"] or 0)
+def _unlisted(store: Store, row: Row) -> list[Place]:
+    """A run of the earlier table in a folder that is not listed: by its own listing where that is allowed;
+    none when it has gone."""
+    run = row["run"]
+    try:
+        own = [place for place in places(store.at(run)) if not place.run]
+    except OSError:
+        return [Place(run, run, store.at(run).url, "", row["wrote"] or 0.0, row["bytes"] or 0)]
+    return [place._replace(run=run, name=run) for place in own]
 
 
 def _read(

@@ -191,6 +191,7 @@ def test_a_folder_that_others_keep_to_themselves_is_named_and_its_known_runs_sta
             first = scan_and_keep(root)
         assert {row["run"]: row["error"] for row in first.rows} == {"a": None, "team/b": None, "team/c": None}
         assert [told in note for note in first.notes] == [True]
+        read = {row["run"]: row["scanned"] for row in first.rows}
         for mode in (0o711, 0):  # what is known can be read, and cannot
             team.chmod(mode)
             with without_rights():
@@ -204,9 +205,20 @@ def test_a_folder_that_others_keep_to_themselves_is_named_and_its_known_runs_sta
             refused = {run for run, row in rows.items() if "Permission denied" in (row["error"] or "")}
             assert refused == (set() if mode else {"team/b", "team/c"})
             assert "2 folders may not be listed, figures for one" in table.notes[0]
+            if mode:  # by its own listing: read again when it has changed, and gone when it has gone
+                assert {run: row["scanned"] for run, row in rows.items()} == read
+        team.chmod(0o711)
+        (root / "team" / "b" / "note.txt").write_text("it has changed")
+        shutil.rmtree(root / "team" / "c")
+        table = read_table(root / TABLE)
+        table.rows.append(table.rows[0] | {"run": "team/../../outside"})
+        with without_rights():
+            rows = {row["run"]: row for row in scan(root, before=table).rows}
+        assert {run: row["error"] for run, row in rows.items()} == {"a": None, "team/b": None}
+        assert rows["team/b"]["scanned"] > read["team/b"]
         team.chmod(0o755)
         with without_rights():
-            assert [row["error"] for row in scan_and_keep(root).rows] == [None] * 3
+            assert [row["error"] for row in scan_and_keep(root).rows] == [None] * 2
 
 
 def test_a_table_from_before_a_column_was_there_is_read(messy: Path) -> None:
